@@ -1,1 +1,20 @@
-//! The words that cross a wire.
+//! The words that cross a wire in Ferrite: pure types and pure rules, with no I/O and no async.
+//!
+//! What this contract promises about versions: fields are only ever added, with a default;
+//! event enums end in an `Unknown` variant, so an old conductor survives a new agent; an unknown
+//! *step* is refused by the agent and never skipped. JSON names are `snake_case`; sizes are bytes,
+//! durations seconds, times RFC 3339 in UTC.
+
+pub mod agent_api;
+pub mod api;
+pub mod boot;
+pub mod digest;
+pub mod hints;
+pub mod host;
+pub mod image;
+pub mod inventory;
+pub mod mac;
+pub mod problem;
+pub mod secret;
+pub mod size;
+pub mod step;

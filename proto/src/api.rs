@@ -1,0 +1,91 @@
+//! Requests and replies of the conductor's HTTP API. Every call needs `Authorization: Bearer`.
+//!
+//! | call | meaning |
+//! | --- | --- |
+//! | `POST /v1/hosts` [`AddHost`] | enrol; 201 with the [`Host`] |
+//! | `GET /v1/hosts` | [`HostList`], by name |
+//! | `GET /v1/hosts/{name}` | the [`Host`] |
+//! | `GET /v1/hosts/{name}?after=V&wait=S` | the [`Host`] once its version is above V, or after S seconds |
+//! | `POST /v1/hosts/{name}/provision` [`Provision`] | set the image and the cloud-init data |
+//! | `POST /v1/hosts/{name}/deprovision` | remove the image |
+//! | `POST /v1/hosts/{name}/retry` | try now what failed |
+//! | `GET /v1/hosts/{name}/explain` | [`Explanation`] |
+//! | `DELETE /v1/hosts/{name}` | let the host go; 202 |
+//! | `GET /v1/version` | [`Version`] |
+//!
+//! Errors are RFC 9457 `application/problem+json`: [`ErrorBody`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::host::{Host, HostSecrets, HostSpec};
+use crate::image::ImageRef;
+use crate::problem::Code;
+
+/// Enrol a host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddHost {
+    /// Its name.
+    pub name: String,
+    /// What is wanted of it.
+    pub spec: HostSpec,
+    /// The BMC password, and cloud-init data if an image is set already.
+    #[serde(default)]
+    pub secrets: HostSecrets,
+}
+
+/// Set what a host shall run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provision {
+    /// The image.
+    pub image: ImageRef,
+    /// cloud-init data. `bmc_password` is refused here.
+    #[serde(default)]
+    pub secrets: HostSecrets,
+    /// Replaces the host's root device hints when given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_device_hints: Option<crate::hints::RootDeviceHints>,
+    /// Replaces how the OS is started when given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_method: Option<crate::step::BootMethod>,
+}
+
+/// All hosts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HostList {
+    /// By name.
+    pub hosts: Vec<Host>,
+}
+
+/// What a host is doing, for a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// One sentence: what it does or waits for, since when.
+    pub doing: String,
+    /// What happens next, and when.
+    pub next: String,
+    /// What a person can do, if anything.
+    pub advice: Option<String>,
+}
+
+/// Versions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// Of the conductor.
+    pub version: String,
+}
+
+/// RFC 9457 body of every error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// HTTP status.
+    pub status: u16,
+    /// Stable code.
+    pub code: Code,
+    /// What happened.
+    pub detail: String,
+    /// What a person can do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
+}

@@ -1,0 +1,324 @@
+//! A host: what people want of it (`spec`) and what is seen of it (`status`).
+//!
+//! Words and states are Metal3's where Metal3 has one. Everything that is not one of the nine
+//! states is a condition, an operation or a field beside the state.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::agent_api::CloudInit;
+use crate::hints::{RootDeviceDefault, RootDeviceHints};
+use crate::image::ImageRef;
+use crate::inventory::{BootMode, Inventory};
+use crate::mac::Mac;
+use crate::problem::Problem;
+use crate::secret::Secret;
+use crate::step::{BootMethod, ImageWritten, Progress};
+
+/// A physical server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Host {
+    /// Unique; `[a-z0-9]([a-z0-9.-]*[a-z0-9])?`, at most 63.
+    pub name: String,
+    /// Made once, never reused.
+    pub uid: String,
+    /// Grows with every change of anything.
+    pub version: u64,
+    /// Grows with every change of `spec`.
+    pub generation: u64,
+    /// When it was added.
+    pub created: Timestamp,
+    /// What people want.
+    pub spec: HostSpec,
+    /// What is.
+    pub status: HostStatus,
+}
+
+/// What people want of a host. Secrets are not part of it: they are written beside it
+/// ([`HostSecrets`]) and never read back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostSpec {
+    /// Its BMC.
+    pub bmc: BmcSpec,
+    /// The NIC it boots from. Needed for PXE.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_mac: Option<Mac>,
+    /// How it reaches the ramdisk.
+    #[serde(default)]
+    pub boot_via: BootVia,
+    /// What its firmware is asked for.
+    #[serde(default)]
+    pub boot_mode: BootMode,
+    /// Which disk the OS goes to.
+    #[serde(default)]
+    pub root_device_hints: RootDeviceHints,
+    /// Which disk is meant without hints.
+    #[serde(default)]
+    pub root_device_default: RootDeviceDefault,
+    /// What cleaning does, before a host is available and after it was used.
+    #[serde(default)]
+    pub automated_cleaning: AutomatedCleaning,
+    /// The image to run. Setting it provisions the host, removing it deprovisions it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageRef>,
+    /// How the deployed OS is started.
+    #[serde(default)]
+    pub boot_method: BootMethod,
+}
+
+/// Where a BMC is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BmcSpec {
+    /// `redfish+https://10.0.0.5/redfish/v1/Systems/1`: Metal3's form. `redfish://` is
+    /// `redfish+https://`. Without a path the only system of the BMC is taken.
+    pub address: String,
+    /// Account on the BMC.
+    pub username: String,
+    /// Do not check the BMC's certificate. Most BMCs have a self-signed one.
+    #[serde(default)]
+    pub insecure_tls: bool,
+}
+
+/// How a host reaches the ramdisk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BootVia {
+    /// PXE, then iPXE, then HTTP.
+    #[default]
+    Pxe,
+    /// An ISO that the BMC presents. Needs no DHCP from us for the firmware.
+    VirtualMedia,
+}
+
+/// What cleaning does (Metal3's `automatedCleaningMode`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AutomatedCleaning {
+    /// Tables and signatures go.
+    #[default]
+    Metadata,
+    /// Nothing is touched.
+    Disabled,
+}
+
+/// What is only ever written: encrypted at rest, never read back over the API.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HostSecrets {
+    /// Of the BMC account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bmc_password: Option<Secret<String>>,
+    /// cloud-init user data, passed as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_data: Option<Secret<String>>,
+    /// OpenStack `network_data.json`, as Metal3 takes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_data: Option<Secret<String>>,
+    /// Keys added to `meta_data.json`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub meta_data: Option<BTreeMap<String, String>>,
+    /// cloud-init vendor data (cloud-config or script), run beside ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vendor_data: Option<Secret<String>>,
+}
+
+/// Metal3's states. One flat enum; retries, timers, errors and operations live beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostState {
+    /// The BMC is being reached, power read.
+    Registering,
+    /// The ramdisk reads the hardware.
+    Inspecting,
+    /// Cleaning.
+    Preparing,
+    /// Clean, waiting for an image; the ramdisk stays up.
+    Available,
+    /// Image, config drive, boot.
+    Provisioning,
+    /// The OS runs, the daemon is in touch.
+    Provisioned,
+    /// The OS is being taken away.
+    Deprovisioning,
+    /// Somebody else provisioned it; we only watch.
+    ExternallyProvisioned,
+    /// Being let go.
+    Deleting,
+}
+
+impl HostState {
+    /// Every state, in the order of the diagram.
+    pub const ALL: [Self; 9] = [
+        Self::Registering,
+        Self::Inspecting,
+        Self::Preparing,
+        Self::Available,
+        Self::Provisioning,
+        Self::Provisioned,
+        Self::Deprovisioning,
+        Self::ExternallyProvisioned,
+        Self::Deleting,
+    ];
+
+    /// As Metal3 writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Registering => "registering",
+            Self::Inspecting => "inspecting",
+            Self::Preparing => "preparing",
+            Self::Available => "available",
+            Self::Provisioning => "provisioning",
+            Self::Provisioned => "provisioned",
+            Self::Deprovisioning => "deprovisioning",
+            Self::ExternallyProvisioned => "externally provisioned",
+            Self::Deleting => "deleting",
+        }
+    }
+}
+
+impl std::fmt::Display for HostState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What is seen of a host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Where in its life it is.
+    pub state: HostState,
+    /// Since when.
+    pub since: Timestamp,
+    /// Generation of `spec` that the state reflects.
+    #[serde(default)]
+    pub observed_generation: u64,
+    /// Power as last read from the BMC.
+    #[serde(default)]
+    pub power: Option<Power>,
+    /// What it waits for, in one sentence.
+    #[serde(default)]
+    pub waiting_for: Option<String>,
+    /// The step that runs.
+    #[serde(default)]
+    pub step: Option<RunningStep>,
+    /// What went wrong in this state, until it is over.
+    #[serde(default)]
+    pub error: Option<HostError>,
+    /// The ramdisk's agent, while there is one.
+    #[serde(default)]
+    pub agent: Option<AgentStatus>,
+    /// The host daemon, once there was one.
+    #[serde(default)]
+    pub daemon: Option<DaemonStatus>,
+    /// From the last inspection.
+    #[serde(default)]
+    pub inventory: Option<Box<Inventory>>,
+    /// Image that is on the disk.
+    #[serde(default)]
+    pub image: Option<ImageRef>,
+    /// Figures of the last `write-image`.
+    #[serde(default)]
+    pub image_written: Option<ImageWritten>,
+    /// How the OS was last started, with the reason when it was not by kexec.
+    #[serde(default)]
+    pub booted_by: Option<String>,
+    /// Where the seconds went, oldest first; the last 100 stages.
+    #[serde(default)]
+    pub timeline: Vec<Stage>,
+}
+
+/// Power as a BMC tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Power {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
+/// A step under way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunningStep {
+    /// The order's number.
+    pub order: u64,
+    /// The step's name.
+    pub name: String,
+    /// When it was given out.
+    pub started: Timestamp,
+    /// How far it is.
+    #[serde(default)]
+    pub progress: Progress,
+}
+
+/// What went wrong, and what happens next.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostError {
+    /// What.
+    pub problem: Problem,
+    /// When.
+    pub at: Timestamp,
+    /// How often in a row.
+    pub attempts: u32,
+    /// When it is tried again; never without a person when absent.
+    #[serde(default)]
+    pub retry_at: Option<Timestamp>,
+}
+
+/// The ramdisk's agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// Its version.
+    pub version: String,
+    /// Its kernel.
+    pub kernel: String,
+    /// First contact of this boot.
+    pub hello_at: Timestamp,
+    /// Kernel start to first contact, seconds.
+    pub kernel_to_hello_seconds: f64,
+    /// Last contact.
+    pub seen_at: Timestamp,
+    /// Memory the ramdisk has, bytes.
+    pub memory_bytes: u64,
+}
+
+/// The host daemon.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    /// Last contact.
+    pub seen_at: Timestamp,
+    /// Boot it reports of.
+    pub boot_id: String,
+    /// When that kernel started.
+    pub booted_at: Timestamp,
+    /// The OS.
+    pub os: String,
+    /// Its kernel.
+    pub kernel: String,
+    /// The daemon's version.
+    pub agent_version: String,
+    /// cloud-init's result.
+    pub cloud_init: CloudInit,
+}
+
+/// A stretch of time with a name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Stage {
+    /// `firmware`, `ramdisk`, `inspect`, `erase`, `write-image`, …
+    pub name: String,
+    /// When it began.
+    pub started: Timestamp,
+    /// How long it took; absent while it runs.
+    #[serde(default)]
+    pub seconds: Option<f64>,
+    /// Bytes moved, where that is its point.
+    #[serde(default)]
+    pub bytes: Option<u64>,
+    /// In words: which disk, which kernel, which error.
+    #[serde(default)]
+    pub detail: Option<String>,
+}

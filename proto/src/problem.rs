@@ -1,0 +1,175 @@
+//! A problem as a person and a program read it: a stable code, what happened, what can be done.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What the lifecycle does about a problem; it acts on this alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Class {
+    /// Try again by itself, later each time.
+    Retry,
+    /// Wait until a person has changed something.
+    Operator,
+    /// Ours: report it; a person may try again.
+    Bug,
+}
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal, $class:ident;)*) => {
+        /// The stable codes. A code never changes its meaning; new ones are added.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum Code {
+            $($(#[$doc])* #[serde(rename = $text)] $variant,)*
+            /// A code of a newer peer.
+            #[serde(other, rename = "unknown")]
+            Unknown,
+        }
+
+        impl Code {
+            /// Every code that this version knows.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// The code as written.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* Self::Unknown => "unknown" }
+            }
+
+            /// What is done about it.
+            pub const fn class(self) -> Class {
+                match self { $(Self::$variant => Class::$class,)* Self::Unknown => Class::Operator }
+            }
+        }
+    };
+}
+
+codes! {
+    /// No answer from the BMC: connection refused, timed out, no route.
+    BmcUnreachable = "bmc-unreachable", Retry;
+    /// 401 or 403 from the BMC.
+    BmcCredentialsRefused = "bmc-credentials-refused", Operator;
+    /// The BMC answered something that cannot be used.
+    BmcProtocol = "bmc-protocol", Retry;
+    /// The BMC took the request, but power did not change.
+    BmcPowerStuck = "bmc-power-stuck", Retry;
+    /// The BMC refused or lost the virtual media.
+    BmcMediaRefused = "bmc-media-refused", Retry;
+    /// The BMC's system is another machine than before.
+    BmcWrongMachine = "bmc-wrong-machine", Operator;
+    /// The ramdisk did not say hello in time.
+    AgentSilent = "agent-silent", Retry;
+    /// The agent was in touch and is no longer.
+    AgentLost = "agent-lost", Retry;
+    /// A ticket that is unknown, used or expired.
+    AgentTicketRefused = "agent-ticket-refused", Operator;
+    /// The machine has no disk that could be used.
+    NoDisk = "no-disk", Operator;
+    /// Root device hints match no disk.
+    NoDiskMatches = "no-disk-matches", Operator;
+    /// Root device hints (or none) leave several disks.
+    SeveralDisksMatch = "several-disks-match", Operator;
+    /// The disk is mounted, held, read-only or a boot medium.
+    DiskInUse = "disk-in-use", Operator;
+    /// The image does not fit on the disk.
+    ImageTooLarge = "image-too-large", Operator;
+    /// The disk failed a read or a write.
+    DiskIo = "disk-io", Operator;
+    /// The image's server does not answer, or answers 5xx.
+    ImageUnreachable = "image-unreachable", Retry;
+    /// The image's server says 4xx.
+    ImageNotFound = "image-not-found", Operator;
+    /// The image ended before its announced length, or inside its compression.
+    ImageTruncated = "image-truncated", Retry;
+    /// The fetched bytes have another digest.
+    ImageDigestMismatch = "image-digest-mismatch", Operator;
+    /// The bytes are not what was declared, or not a bootable image.
+    ImageFormat = "image-format", Operator;
+    /// The image description cannot be used.
+    ImageInvalid = "image-invalid", Operator;
+    /// The config drive does not fit.
+    ConfigDriveTooLarge = "config-drive-too-large", Operator;
+    /// The config drive could not be written.
+    ConfigDrive = "config-drive", Operator;
+    /// The firmware did not take the boot entry.
+    BootEntry = "boot-entry", Operator;
+    /// Neither kexec nor a reboot could be started.
+    BootFailed = "boot-failed", Retry;
+    /// The deployed OS did not report in time.
+    DaemonSilent = "daemon-silent", Operator;
+    /// Inspection failed.
+    Inspect = "inspect", Retry;
+    /// The agent does not know the step.
+    StepUnknown = "step-unknown", Bug;
+    /// The step was cut off by a restart or a power loss.
+    StepInterrupted = "step-interrupted", Retry;
+    /// The step was cancelled.
+    StepCancelled = "step-cancelled", Retry;
+    /// The step outlived its time limit.
+    StepTimeout = "step-timeout", Retry;
+    /// There is such a host already.
+    HostExists = "host-exists", Operator;
+    /// There is no such host.
+    HostNotFound = "host-not-found", Operator;
+    /// The request cannot be understood.
+    RequestInvalid = "request-invalid", Operator;
+    /// No or a wrong token.
+    Unauthorized = "unauthorized", Operator;
+    /// The request does not fit the host's present state or version.
+    Conflict = "conflict", Operator;
+    /// Something that should not happen.
+    Internal = "internal", Bug;
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What went wrong, whole enough to act on without a log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message} [{code}]")]
+pub struct Problem {
+    /// Stable, for programs.
+    pub code: Code,
+    /// Names the host, disk, URL or byte, and the reason.
+    pub message: String,
+    /// What a person can do.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub advice: String,
+}
+
+impl Problem {
+    /// A problem with its advice.
+    pub fn new(code: Code, message: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            advice: advice.into(),
+        }
+    }
+
+    /// What is done about it.
+    pub const fn class(&self) -> Class {
+        self.code.class()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_is_written_as_it_reads_and_a_newer_one_survives() {
+        for code in Code::ALL {
+            let json = serde_json::to_string(code).unwrap();
+            assert_eq!(json, format!("\"{code}\""));
+            assert_eq!(serde_json::from_str::<Code>(&json).unwrap(), *code);
+        }
+        assert_eq!(
+            serde_json::from_str::<Code>("\"from-2030\"").unwrap(),
+            Code::Unknown
+        );
+    }
+}
