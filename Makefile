@@ -1,0 +1,80 @@
+# What people run. `make demo` and `make test` need only Rust, git, make and apt;
+# everything else is installed by `make deps`.
+
+PACKAGES := qemu-system-x86 ovmf seabios ipxe ipxe-qemu musl-tools gcc libc6-dev \
+	iproute2 e2fsprogs dosfstools mtools gdisk fdisk xorriso zstd xz-utils \
+	mmdebstrap grub-pc-bin grub-efi-amd64-bin grub-common systemd-boot-efi ca-certificates
+
+TARGET := $(CURDIR)/target
+BOOT := $(TARGET)/boot
+OS := $(TARGET)/lab/os.raw
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
+MUSL := x86_64-unknown-linux-musl
+AGENT := $(TARGET)/ferrite-agent
+CARGO ?= cargo
+
+.PHONY: demo test test-all bench-deploy lint deps build agent boot os sudo clean help
+
+help:
+	@echo "make demo       one virtual host, from powered off to a running OS (KEEP=1 leaves the lab up)"
+	@echo "make test       what CI runs"
+	@echo "make test-all   every case, in parts (PART=name runs one)"
+	@echo "make bench-deploy   deploy a 2.5 GiB image twice and print where the time went"
+	@echo "make lint       formatting and lints, warnings denied"
+
+demo: deps build boot os
+	$(SUDO) $(TARGET)/debug/ferrite-lab demo $(if $(KEEP),--keep)
+
+test: deps lint
+	$(CARGO) test --workspace --exclude ferrite-tests
+	$(CARGO) test -p ferrite-tests --lib --bins --test tidy
+	$(MAKE) build boot os
+	$(SUDO) $(TARGET)/debug/ferrite-e2e --short
+
+test-all: test
+	$(SUDO) $(TARGET)/debug/ferrite-e2e $(if $(PART),--part $(PART),--all)
+
+bench-deploy: deps build boot
+	$(SUDO) $(TARGET)/debug/ferrite-lab bench-deploy
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+build: agent
+	$(CARGO) build --workspace
+
+# The fully static agent. musl first; without its target, static glibc, and it says so.
+agent:
+	@if rustup target add $(MUSL) >/dev/null 2>&1 || rustup target list --installed | grep -qx $(MUSL); \
+	then echo "agent: static with musl"; \
+		$(CARGO) build --profile agent --target $(MUSL) -p ferrite-agent && \
+		install -m 755 $(TARGET)/$(MUSL)/agent/ferrite-agent $(AGENT); \
+	else echo "agent: target $(MUSL) cannot be had: static with glibc instead"; \
+		RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
+		$(CARGO) build --profile agent --target x86_64-unknown-linux-gnu -p ferrite-agent && \
+		install -m 755 $(TARGET)/x86_64-unknown-linux-gnu/agent/ferrite-agent $(AGENT); fi
+
+# Kernel, initramfs, UKI and ISO that hosts boot; made again when the agent changed.
+boot: $(BOOT)/manifest.json
+$(BOOT)/manifest.json: $(AGENT) $(TARGET)/debug/ferrite-image
+	$(TARGET)/debug/ferrite-image ramdisk --agent $(AGENT) --out $(BOOT)
+
+# The small Debian image that the demo and the tests deploy.
+os: $(OS).json
+$(OS).json: | build
+	$(SUDO) $(TARGET)/debug/ferrite-image os --out $(OS) --compress zstd
+
+sudo:
+	@test "$$(id -u)" = 0 || { echo "Ferrite asks for root once: to install Debian packages, to build a \
+	disk image with its own files' owners, and to make the lab's network namespace."; sudo -v; }
+
+deps: sudo
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null \
+		| grep -q 'install ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then echo "installing:" $$missing; \
+		$(SUDO) apt-get update -q >/dev/null && \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; fi
+
+clean:
+	$(CARGO) clean
