@@ -8,10 +8,12 @@ use clap::{Args, Parser, Subcommand};
 
 mod artifacts;
 mod command;
+mod esp;
 mod firmware;
 mod initramfs;
 mod kernel;
 mod modules;
+mod os;
 mod profile;
 mod ramdisk;
 
@@ -29,6 +31,8 @@ struct Cli {
 enum Command {
     /// Build kernel and initramfs into a directory that the conductor serves
     Ramdisk(RamdiskArgs),
+    /// Build the small Debian image that the demo and the tests deploy (needs root)
+    Os(OsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -50,6 +54,22 @@ struct RamdiskArgs {
     firmware: Vec<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+struct OsArgs {
+    /// The raw image; its variants and FILE.json are written beside it
+    #[arg(long)]
+    out: PathBuf,
+    /// Size of the raw image, such as 1536MiB
+    #[arg(long, default_value = "1536MiB", value_parser = parse_size)]
+    size: u64,
+    /// Directory that keeps downloads and what was made of them
+    #[arg(long, default_value = "target/cache")]
+    cache: PathBuf,
+    /// Also write a compressed variant; may be given several times
+    #[arg(long, value_enum)]
+    compress: Vec<os::Compression>,
+}
+
 fn main() -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
@@ -60,6 +80,7 @@ fn main() -> Result<()> {
     let cli = Cli::parse();
     let summary = match &cli.command {
         Command::Ramdisk(args) => ramdisk(args)?,
+        Command::Os(args) => os_image(args)?,
     };
     if cli.json {
         writeln!(std::io::stdout().lock(), "{summary}").context("writing the summary")?;
@@ -82,4 +103,48 @@ fn ramdisk(args: &RamdiskArgs) -> Result<serde_json::Value> {
     let (kernel, initramfs) = (&manifest.files.kernel, &manifest.files.initramfs);
     tracing::info!(out = %args.out.display(), ?kernel, ?initramfs, "ramdisk built");
     serde_json::to_value(&manifest).context("summarising")
+}
+
+fn os_image(args: &OsArgs) -> Result<serde_json::Value> {
+    let info = os::build(&os::Request {
+        out: &args.out,
+        size: args.size,
+        cache: &args.cache,
+        compress: &args.compress,
+    })?;
+    tracing::info!(image = ?info.image, variants = ?info.variants, "image built");
+    serde_json::to_value(&info).context("summarising")
+}
+
+/// Reads `1536MiB`, `2GiB` or plain bytes.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
+        Some(at) => text.split_at(at),
+        None => (text, ""),
+    };
+    let shift = match unit {
+        "" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        _ => return Err(format!("`{unit}` is no unit: use KiB, MiB or GiB")),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("`{text}` is no size"))?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| format!("`{text}` is too large"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_binary_units() {
+        assert_eq!(parse_size("2500MiB"), Ok(2500 << 20));
+        assert_eq!(parse_size("1GiB"), Ok(1 << 30));
+        assert_eq!(parse_size("512"), Ok(512));
+        assert!(parse_size("1GB").is_err() && parse_size("MiB").is_err());
+        assert!(parse_size("99999999999GiB").is_err());
+    }
 }
