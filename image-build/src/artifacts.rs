@@ -89,6 +89,11 @@ impl Manifest {
         write_whole(&dir.join(MANIFEST), text.as_bytes())
     }
 
+    pub(crate) fn set_iso(&mut self, iso: FileEntry, config: Extent) {
+        self.files.iso = Some(iso);
+        self.iso_config = Some(config);
+    }
+
     pub(crate) fn set_missing_firmware(&mut self, missing: &BTreeMap<String, Vec<String>>) {
         let entry = |(driver, files): (&String, &Vec<String>)| MissingFirmware {
             driver: driver.clone(),

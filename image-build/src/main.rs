@@ -1,21 +1,25 @@
 //! `ferrite-image`: builds what hosts boot. This file is the command line and nothing else.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use ferrite_proto::size::ByteSize;
 
 mod artifacts;
 mod command;
 mod esp;
 mod firmware;
 mod initramfs;
+mod iso;
 mod kernel;
 mod modules;
 mod os;
 mod profile;
 mod ramdisk;
+mod uki;
 
 #[derive(Debug, Parser)]
 #[command(name = "ferrite-image", version, about)]
@@ -29,8 +33,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Build kernel and initramfs into a directory that the conductor serves
+    /// Build all boot files (kernel, initramfs, UKI, ISO) into a directory that the conductor serves
     Ramdisk(RamdiskArgs),
+    /// Build a unified kernel image from a kernel and an initramfs
+    Uki(UkiArgs),
+    /// Build a UEFI-bootable ISO for virtual media from a UKI
+    Iso(IsoArgs),
     /// Build the small Debian image that the demo and the tests deploy (needs root)
     Os(OsArgs),
 }
@@ -55,13 +63,38 @@ struct RamdiskArgs {
 }
 
 #[derive(Debug, Args)]
+struct UkiArgs {
+    #[arg(long)]
+    kernel: PathBuf,
+    #[arg(long)]
+    initramfs: PathBuf,
+    /// The kernel's arguments, sealed into the image
+    #[arg(long, default_value = profile::UKI_COMMAND_LINE)]
+    cmdline: String,
+    /// What the image says its kernel is
+    #[arg(long, default_value = "unknown")]
+    release: String,
+    #[arg(long)]
+    out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct IsoArgs {
+    #[arg(long)]
+    uki: PathBuf,
+    /// The ISO; a manifest.json beside it learns of it
+    #[arg(long)]
+    out: PathBuf,
+}
+
+#[derive(Debug, Args)]
 struct OsArgs {
     /// The raw image; its variants and FILE.json are written beside it
     #[arg(long)]
     out: PathBuf,
     /// Size of the raw image, such as 1536MiB
-    #[arg(long, default_value = "1536MiB", value_parser = parse_size)]
-    size: u64,
+    #[arg(long, default_value = "1536MiB", value_parser = ByteSize::from_str)]
+    size: ByteSize,
     /// Directory that keeps downloads and what was made of them
     #[arg(long, default_value = "target/cache")]
     cache: PathBuf,
@@ -80,6 +113,8 @@ fn main() -> Result<()> {
     let cli = Cli::parse();
     let summary = match &cli.command {
         Command::Ramdisk(args) => ramdisk(args)?,
+        Command::Uki(args) => uki_file(args)?,
+        Command::Iso(args) => iso_file(args)?,
         Command::Os(args) => os_image(args)?,
     };
     if cli.json {
@@ -89,62 +124,75 @@ fn main() -> Result<()> {
 }
 
 fn ramdisk(args: &RamdiskArgs) -> Result<serde_json::Value> {
-    let manifest = ramdisk::build(&ramdisk::Request {
+    let mut manifest = ramdisk::build(&ramdisk::Request {
         agent: &args.agent,
         out: &args.out,
         kernel_deb: args.kernel_deb.as_deref(),
         cache: &args.cache,
         firmware: &args.firmware,
     })?;
+    let (uki, iso) = (args.out.join("ramdisk.efi"), args.out.join("ramdisk.iso"));
+    let image = build_uki(
+        &args.out.join("vmlinuz"),
+        &args.out.join("initramfs.img"),
+        profile::UKI_COMMAND_LINE,
+        &manifest.kernel_release,
+    )?;
+    artifacts::write_whole(&uki, &image)?;
+    manifest.files.uki = Some(artifacts::describe(&uki)?);
+    let built = iso::build(&image)?;
+    artifacts::write_whole(&iso, &built.bytes)?;
+    manifest.set_iso(artifacts::describe(&iso)?, built.config);
     manifest.write(&args.out)?;
     for missing in &manifest.drivers_missing_firmware {
         tracing::info!(driver = missing.driver, files = ?missing.files, "firmware not there");
     }
-    let (kernel, initramfs) = (&manifest.files.kernel, &manifest.files.initramfs);
-    tracing::info!(out = %args.out.display(), ?kernel, ?initramfs, "ramdisk built");
+    tracing::info!(out = %args.out.display(), files = ?manifest.files, "boot files built");
     serde_json::to_value(&manifest).context("summarising")
+}
+
+fn build_uki(kernel: &Path, initramfs: &Path, cmdline: &str, release: &str) -> Result<Vec<u8>> {
+    let read =
+        |path: &Path| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
+    uki::build(&uki::Parts {
+        stub: &uki::read_stub()?,
+        kernel: &read(kernel)?,
+        initramfs: &read(initramfs)?,
+        command_line: cmdline,
+        kernel_release: release,
+    })
+}
+
+fn uki_file(args: &UkiArgs) -> Result<serde_json::Value> {
+    let image = build_uki(&args.kernel, &args.initramfs, &args.cmdline, &args.release)?;
+    artifacts::write_whole(&args.out, &image)?;
+    let entry = artifacts::describe(&args.out)?;
+    tracing::info!(?entry, "UKI built");
+    serde_json::to_value(&entry).context("summarising")
+}
+
+fn iso_file(args: &IsoArgs) -> Result<serde_json::Value> {
+    let uki =
+        std::fs::read(&args.uki).with_context(|| format!("reading {}", args.uki.display()))?;
+    let iso = iso::build(&uki)?;
+    artifacts::write_whole(&args.out, &iso.bytes)?;
+    let entry = artifacts::describe(&args.out)?;
+    let dir = args.out.parent().unwrap_or(Path::new("."));
+    if let Some(mut manifest) = artifacts::Manifest::read(dir)? {
+        manifest.set_iso(entry.clone(), iso.config);
+        manifest.write(dir)?;
+    }
+    tracing::info!(?entry, config = ?iso.config, "ISO built");
+    serde_json::to_value((&entry, iso.config)).context("summarising")
 }
 
 fn os_image(args: &OsArgs) -> Result<serde_json::Value> {
     let info = os::build(&os::Request {
         out: &args.out,
-        size: args.size,
+        size: args.size.0,
         cache: &args.cache,
         compress: &args.compress,
     })?;
     tracing::info!(image = ?info.image, variants = ?info.variants, "image built");
     serde_json::to_value(&info).context("summarising")
-}
-
-/// Reads `1536MiB`, `2GiB` or plain bytes.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let (number, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
-        Some(at) => text.split_at(at),
-        None => (text, ""),
-    };
-    let shift = match unit {
-        "" => 0,
-        "KiB" => 10,
-        "MiB" => 20,
-        "GiB" => 30,
-        _ => return Err(format!("`{unit}` is no unit: use KiB, MiB or GiB")),
-    };
-    let number: u64 = number.parse().map_err(|_| format!("`{text}` is no size"))?;
-    number
-        .checked_mul(1 << shift)
-        .ok_or_else(|| format!("`{text}` is too large"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_have_binary_units() {
-        assert_eq!(parse_size("2500MiB"), Ok(2500 << 20));
-        assert_eq!(parse_size("1GiB"), Ok(1 << 30));
-        assert_eq!(parse_size("512"), Ok(512));
-        assert!(parse_size("1GB").is_err() && parse_size("MiB").is_err());
-        assert!(parse_size("99999999999GiB").is_err());
-    }
 }
