@@ -3,6 +3,7 @@
 //! Every variant names the BMC; `problem` adds what to do. The lifecycle sees only the problem.
 
 use ferrite_proto::problem::{Code, Problem};
+use serde_json::Value;
 
 /// A call to a BMC that failed.
 #[derive(Debug, thiserror::Error)]
@@ -140,4 +141,37 @@ impl From<BmcError> for Problem {
     fn from(error: BmcError) -> Self {
         error.problem()
     }
+}
+
+impl Said {
+    /// Takes the messages out of a Redfish error body, whichever way it is nested.
+    pub(super) fn read(body: &Value) -> Self {
+        let error = &body["error"];
+        let extended = error["@Message.ExtendedInfo"].as_array();
+        let extended = extended.or_else(|| body["@Message.ExtendedInfo"].as_array());
+        let infos = extended.map_or(&[][..], Vec::as_slice);
+        let texts = |key: &str| {
+            let texts = infos.iter().filter_map(|info| info[key].as_str());
+            texts
+                .take(8)
+                .map(|text| printable(text, 200))
+                .collect::<Vec<_>>()
+        };
+        let mut messages = texts("Message");
+        if messages.is_empty() {
+            messages.extend(error["message"].as_str().map(|text| printable(text, 300)));
+        }
+        let mut ids = texts("MessageId");
+        ids.extend(error["code"].as_str().map(|text| printable(text, 200)));
+        Self {
+            ids,
+            message: printable(&messages.join(" "), 300),
+        }
+    }
+}
+
+/// Text of a BMC as it may stand in a log: one line, bounded.
+fn printable(text: &str, most: usize) -> String {
+    let clean = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    clean.take(most).collect::<String>().trim().to_owned()
 }

@@ -3,7 +3,12 @@
 //! It does not poll, wait or decide: power that changes late is the lifecycle's business. A new
 //! kind of BMC is one file beside `redfish.rs` and one arm in [`connect`].
 
+mod address;
 mod error;
+mod media;
+mod quirks;
+mod redfish;
+mod wire;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -73,12 +78,7 @@ pub(crate) enum BootDevice {
 }
 
 /// A client for the BMC at `spec.address`. Makes no contact yet: the first call does.
-pub(crate) fn connect(
-    spec: &BmcSpec,
-    _password: &Secret<String>,
-) -> Result<Box<dyn Bmc>, BmcError> {
-    Err(BmcError::Address {
-        address: spec.address.clone(),
-        reason: "being written",
-    })
+pub(crate) fn connect(spec: &BmcSpec, password: &Secret<String>) -> Result<Box<dyn Bmc>, BmcError> {
+    let address = address::Address::parse(&spec.address)?;
+    Ok(Box::new(redfish::Redfish::new(address, spec, password)?))
 }

@@ -1,0 +1,309 @@
+//! A BMC that speaks Redfish: power, boot override, virtual media.
+//!
+//! Documents are read as loose JSON, because no two BMCs fill in the same fields; how they differ
+//! stands in `quirks.rs`, and how they are talked to in `wire.rs`.
+
+use ferrite_proto::host::{BmcSpec, Power};
+use ferrite_proto::inventory::BootMode;
+use ferrite_proto::secret::Secret;
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+use super::address::Address;
+use super::wire::{Patience, Wire};
+use super::{Bmc, BmcError, BmcFuture, BmcIdentity, BootDevice, PowerAction, media, quirks};
+
+/// One system of a Redfish service.
+#[derive(Debug)]
+pub(super) struct Redfish {
+    wire: Wire,
+    address: Address,
+    /// Path of the system, once it was found.
+    system: OnceCell<String>,
+}
+
+impl Redfish {
+    pub(super) fn new(
+        address: Address,
+        spec: &BmcSpec,
+        password: &Secret<String>,
+    ) -> Result<Self, BmcError> {
+        Self::with_patience(address, spec, password, Patience::default())
+    }
+
+    pub(super) fn with_patience(
+        address: Address,
+        spec: &BmcSpec,
+        password: &Secret<String>,
+        patience: Patience,
+    ) -> Result<Self, BmcError> {
+        Ok(Self {
+            wire: Wire::new(&address.base, spec, password, patience)?,
+            address,
+            system: OnceCell::new(),
+        })
+    }
+
+    async fn system_path(&self) -> Result<&str, BmcError> {
+        let path = self.system.get_or_try_init(|| async {
+            match &self.address.system {
+                Some(path) => Ok(path.clone()),
+                None => self.only_system().await,
+            }
+        });
+        path.await.map(String::as_str)
+    }
+
+    /// The system of a BMC that has one. With several a person must say which.
+    async fn only_system(&self) -> Result<String, BmcError> {
+        let root = self.wire.root().await?;
+        let systems = link(&root["Systems"]).unwrap_or("/redfish/v1/Systems");
+        let members = members(&self.wire.get(systems).await?.body);
+        match members.as_slice() {
+            [only] => Ok(only.clone()),
+            [] => Err(self.wire.protocol(systems, "it has no system")),
+            several => Err(self.wire.protocol(
+                systems,
+                format!(
+                    "it has several systems: put the path of one of these into the host's BMC \
+                     address: {}",
+                    several.join(", ")
+                ),
+            )),
+        }
+    }
+
+    async fn system(&self) -> Result<Value, BmcError> {
+        let path = self.system_path().await?;
+        Ok(self.wire.get(path).await?.body)
+    }
+
+    async fn read_power(&self) -> Result<Power, BmcError> {
+        let system = self.system().await?;
+        // On its way down is still on: "off" must mean that nothing runs any more.
+        match system["PowerState"].as_str() {
+            Some("Off") => Ok(Power::Off),
+            Some("On" | "PoweringOn" | "PoweringOff" | "Paused") => Ok(Power::On),
+            other => {
+                let path = self.system_path().await?;
+                let reason = format!("PowerState is {}", other.unwrap_or("not there"));
+                Err(self.wire.protocol(path, reason))
+            }
+        }
+    }
+
+    async fn reset(&self, action: PowerAction) -> Result<(), BmcError> {
+        let (wanted, goal): (&[&str], _) = match (action, self.read_power().await?) {
+            (PowerAction::On, Power::On) | (PowerAction::ForceOff, Power::Off) => return Ok(()),
+            // A machine that is off cannot be reset, and "on" is what a restart ends with.
+            (PowerAction::On | PowerAction::ForceRestart, Power::Off) => {
+                (&["On", "ForceOn", "PushPowerButton"], Some(Power::On))
+            }
+            (PowerAction::ForceOff, Power::On) => {
+                (&["ForceOff", "PushPowerButton"], Some(Power::Off))
+            }
+            (PowerAction::ForceRestart, Power::On) => {
+                (&["ForceRestart", "PowerCycle", "FullPowerCycle"], None)
+            }
+        };
+        let system = self.system().await?;
+        let reset = &system["Actions"]["#ComputerSystem.Reset"];
+        let path = self.system_path().await?;
+        let target = reset["target"].as_str().map_or_else(
+            || format!("{path}/Actions/ComputerSystem.Reset"),
+            str::to_owned,
+        );
+        let allowed = self.reset_types(reset).await?;
+        let Some(kind) = quirks::first_allowed(wanted, &allowed) else {
+            let reason = format!("it can do none of {wanted:?}, only {allowed:?}");
+            return Err(self.wire.protocol(&target, reason));
+        };
+        match self.wire.post(&target, &json!({ "ResetType": kind })).await {
+            Ok(_) => Ok(()),
+            // Ironic: several answer 400 or 409 to what is so already.
+            Err(
+                error @ BmcError::Status {
+                    status: 400 | 409, ..
+                },
+            ) => match (goal, self.read_power().await) {
+                (Some(goal), Ok(power)) if power == goal => Ok(()),
+                _ => Err(error),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What resets the BMC lists, in the action or in its ActionInfo; empty when it lists none.
+    async fn reset_types(&self, reset: &Value) -> Result<Vec<String>, BmcError> {
+        let listed = strings(&reset["ResetType@Redfish.AllowableValues"]);
+        let Some(info) = reset["@Redfish.ActionInfo"].as_str() else {
+            return Ok(listed);
+        };
+        if !listed.is_empty() {
+            return Ok(listed);
+        }
+        let info = self.wire.get(info).await?.body;
+        let parameters = info["Parameters"].as_array().into_iter().flatten();
+        let of_type = |p: &&Value| p["Name"] == "ResetType";
+        Ok(parameters
+            .filter(of_type)
+            .flat_map(|p| strings(&p["AllowableValues"]))
+            .collect())
+    }
+
+    async fn override_boot(&self, device: BootDevice, mode: BootMode) -> Result<(), BmcError> {
+        let system = self.system().await?;
+        let boot = &system["Boot"];
+        let allowed = strings(&boot["BootSourceOverrideTarget@Redfish.AllowableValues"]);
+        let target = match device {
+            BootDevice::Pxe => "Pxe",
+            BootDevice::Disk => "Hdd",
+            BootDevice::Cd => {
+                quirks::cd_target(system["Manufacturer"].as_str().unwrap_or(""), &allowed)
+            }
+        };
+        let mode = match mode {
+            BootMode::Uefi => "UEFI",
+            BootMode::Bios => "Legacy",
+        };
+        let bodies = quirks::boot_bodies(boot, target, mode);
+        self.patch_boot(&system, &bodies).await
+    }
+
+    async fn reset_boot(&self) -> Result<(), BmcError> {
+        let system = self.system().await?;
+        if system["Boot"]["BootSourceOverrideEnabled"] == "Disabled" {
+            return Ok(());
+        }
+        self.patch_boot(&system, &quirks::clear_boot_bodies()).await
+    }
+
+    /// Tries `bodies` in order on the system, then on its settings resource, where Nokia and
+    /// Lenovo SE450 want them (Ironic).
+    async fn patch_boot(&self, system: &Value, bodies: &[Value]) -> Result<(), BmcError> {
+        let settings = link(&system["@Redfish.Settings"]["SettingsObject"]);
+        let mut first_refusal = None;
+        for path in [Some(self.system_path().await?), settings]
+            .into_iter()
+            .flatten()
+        {
+            for body in bodies {
+                let error = match self.wire.patch(path, body).await {
+                    Ok(_) => return Ok(()),
+                    Err(error) => error,
+                };
+                let may_do = matches!(&error, BmcError::Status { status, .. }
+                    if quirks::another_form_may_do(*status) || *status == 404);
+                if !may_do {
+                    return Err(error);
+                }
+                first_refusal.get_or_insert(error);
+            }
+        }
+        Err(first_refusal.expect("there is a body, so it was accepted or refused"))
+    }
+
+    /// CD slots of the system and of its manager: they lie at the manager up to 2021's schema and
+    /// at the system since.
+    async fn slots(&self) -> Result<Vec<media::Slot>, BmcError> {
+        let system = self.system().await?;
+        let mut collections: Vec<String> = Vec::new();
+        collections.extend(link(&system["VirtualMedia"]).map(str::to_owned));
+        for manager in self.managers(&system).await? {
+            let manager = self.wire.get(&manager).await?.body;
+            collections.extend(link(&manager["VirtualMedia"]).map(str::to_owned));
+        }
+        collections.dedup();
+        let mut slots = Vec::new();
+        for collection in collections {
+            slots.extend(media::slots(&self.wire, &collection).await?);
+        }
+        Ok(slots)
+    }
+
+    /// Paths of the system's managers; the BMC's only one where the link is missing (HPE).
+    async fn managers(&self, system: &Value) -> Result<Vec<String>, BmcError> {
+        let linked = system["Links"]["ManagedBy"].as_array();
+        let linked: Vec<String> = linked
+            .into_iter()
+            .flatten()
+            .filter_map(|m| link(m).map(str::to_owned))
+            .collect();
+        if !linked.is_empty() {
+            return Ok(linked);
+        }
+        let root = self.wire.root().await?;
+        let Some(managers) = link(&root["Managers"]) else {
+            return Ok(Vec::new());
+        };
+        Ok(members(&self.wire.get(managers).await?.body))
+    }
+}
+
+impl Bmc for Redfish {
+    fn identity(&self) -> BmcFuture<'_, BmcIdentity> {
+        Box::pin(async {
+            let system = self.system().await?;
+            let text = |key: &str| {
+                let text = system[key].as_str().map(str::trim);
+                text.filter(|t| !t.is_empty()).map(str::to_owned)
+            };
+            Ok(BmcIdentity {
+                uuid: text("UUID").map(|uuid| uuid.to_ascii_lowercase()),
+                serial: text("SerialNumber"),
+                vendor: text("Manufacturer"),
+                model: text("Model"),
+                firmware: text("BiosVersion"),
+            })
+        })
+    }
+
+    fn power(&self) -> BmcFuture<'_, Power> {
+        Box::pin(self.read_power())
+    }
+
+    fn set_power(&self, action: PowerAction) -> BmcFuture<'_, ()> {
+        Box::pin(self.reset(action))
+    }
+
+    fn set_boot_once(&self, device: BootDevice, mode: BootMode) -> BmcFuture<'_, ()> {
+        Box::pin(self.override_boot(device, mode))
+    }
+
+    fn clear_boot_override(&self) -> BmcFuture<'_, ()> {
+        Box::pin(self.reset_boot())
+    }
+
+    fn insert_media<'a>(&'a self, url: &'a str) -> BmcFuture<'a, ()> {
+        Box::pin(async move { media::insert(&self.wire, &self.slots().await?, url).await })
+    }
+
+    fn eject_media(&self) -> BmcFuture<'_, ()> {
+        Box::pin(async {
+            for slot in self.slots().await? {
+                media::eject(&self.wire, &slot).await?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Where a link leads.
+pub(super) fn link(value: &Value) -> Option<&str> {
+    value["@odata.id"]
+        .as_str()
+        .filter(|path| path.starts_with('/'))
+}
+
+/// Where a collection's members are.
+pub(super) fn members(collection: &Value) -> Vec<String> {
+    let members = collection["Members"].as_array().into_iter().flatten();
+    members.filter_map(|m| link(m).map(str::to_owned)).collect()
+}
+
+fn strings(value: &Value) -> Vec<String> {
+    let strings = value.as_array().into_iter().flatten();
+    strings
+        .filter_map(|v| v.as_str().map(str::to_owned))
+        .collect()
+}
