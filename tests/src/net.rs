@@ -8,9 +8,9 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, bail};
@@ -35,9 +35,15 @@ type Job = Box<dyn FnOnce() + Send>;
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
-    jobs: Option<Sender<Job>>,
-    thread: Option<JoinHandle<()>>,
-    lock: Option<Flock<File>>,
+    inside: Mutex<Option<Inside>>,
+}
+
+#[derive(Debug)]
+struct Inside {
+    jobs: Sender<Job>,
+    thread: JoinHandle<()>,
+    /// Held as long as the lab lives: who gets it may remove the namespace.
+    lock: Flock<File>,
 }
 
 impl Namespace {
@@ -49,13 +55,11 @@ impl Namespace {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("ferrite-{}-{number}", std::process::id());
         let lock = take_lock(&name)?.with_context(|| format!("{name} is in use"))?;
-        let mut namespace = Self {
+        let namespace = Self {
             name,
-            jobs: None,
-            thread: None,
-            lock: Some(lock),
+            inside: Mutex::new(None),
         };
-        namespace.build()?;
+        namespace.build(lock)?;
         Ok(namespace)
     }
 
@@ -63,7 +67,7 @@ impl Namespace {
         &self.name
     }
 
-    fn build(&mut self) -> Result<()> {
+    fn build(&self, lock: Flock<File>) -> Result<()> {
         run(&["ip", "netns", "add", &self.name])?;
         self.ip(&["link", "set", "lo", "up"])?;
         self.ip(&[
@@ -71,7 +75,7 @@ impl Namespace {
         ])?;
         self.ip(&["addr", "add", &format!("{SERVER}/24"), "dev", "br0"])?;
         self.ip(&["link", "set", "br0", "up"])?;
-        self.start_thread()
+        self.start_thread(lock)
     }
 
     /// Adds a tap on the bridge.
@@ -98,7 +102,8 @@ impl Namespace {
     ) -> Result<T> {
         let (reply, answer) = mpsc::sync_channel(1);
         let job: Job = Box::new(move || drop(reply.send(work())));
-        let jobs = self.jobs.as_ref().context("the lab's network is down")?;
+        let jobs = self.lock().as_ref().map(|inside| inside.jobs.clone());
+        let jobs = jobs.context("the lab's network is down")?;
         jobs.send(job)
             .ok()
             .context("the lab's network thread has ended")?;
@@ -136,7 +141,29 @@ impl Namespace {
             .context("starting the lab's runtime")
     }
 
-    fn start_thread(&mut self) -> Result<()> {
+    /// Ends every process inside and removes the namespace. Nothing works after it.
+    pub fn close(&self) {
+        let Some(Inside { jobs, thread, lock }) = self.lock().take() else {
+            return;
+        };
+        drop(jobs);
+        drop(thread.join());
+        if let Err(error) = remove(&self.name) {
+            tracing::warn!(
+                namespace = self.name,
+                error = format!("{error:#}"),
+                "not removed"
+            );
+        }
+        drop(fs::remove_file(lock_path(&self.name)));
+        drop(lock);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Inside>> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start_thread(&self, lock: Flock<File>) -> Result<()> {
         let file = open(&self.name)?;
         let (jobs, inbox) = mpsc::channel::<Job>();
         let (ready, is_ready) = mpsc::sync_channel(1);
@@ -150,8 +177,7 @@ impl Namespace {
                     inbox.into_iter().for_each(|job| job());
                 }
             })?;
-        self.thread = Some(thread);
-        self.jobs = Some(jobs);
+        *self.lock() = Some(Inside { jobs, thread, lock });
         is_ready
             .recv()?
             .with_context(|| format!("entering the namespace {}", self.name))
@@ -160,19 +186,7 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        self.jobs = None;
-        if let Some(thread) = self.thread.take() {
-            drop(thread.join());
-        }
-        if let Err(error) = remove(&self.name) {
-            tracing::warn!(
-                namespace = self.name,
-                error = format!("{error:#}"),
-                "not removed"
-            );
-        }
-        drop(self.lock.take());
-        drop(fs::remove_file(lock_path(&self.name)));
+        self.close();
     }
 }
 

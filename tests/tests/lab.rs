@@ -1,0 +1,72 @@
+//! The lab itself on real firmware: power, boot order, virtual media, boot counting. No conductor, no ramdisk.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use ferrite_tests::lab::Lab;
+use ferrite_tests::machine::Firmware;
+use ferrite_tests::vm::Power;
+use serde_json::{Value, json};
+
+const SYSTEM: &str = "/redfish/v1/Systems/1";
+const RESET: &str = "/redfish/v1/Systems/1/Actions/ComputerSystem.Reset";
+const SOON: Duration = Duration::from_secs(60);
+
+fn act(lab: &Lab, path: &str, body: &Value) {
+    let method = if path == SYSTEM { "PATCH" } else { "POST" };
+    let (status, reply) = lab.redfish(1, method, path, body).unwrap();
+    assert_eq!(status, 204, "{method} {path} {body}: {reply}");
+}
+
+fn boot(lab: &Lab, target: &str) {
+    let once = json!({ "BootSourceOverrideTarget": target, "BootSourceOverrideEnabled": "Once" });
+    act(lab, SYSTEM, &json!({ "Boot": once }));
+}
+
+fn reset(lab: &Lab, kind: &str) {
+    act(lab, RESET, &json!({ "ResetType": kind }));
+}
+
+#[test]
+fn a_uefi_host_powers_on_boots_the_network_and_goes_off() -> Result<()> {
+    let lab = Lab::builder().host(|machine| machine).up()?;
+    let host = lab.host(1);
+    assert_eq!((host.power(), host.firmware_boots()), (Power::Off, 0));
+    boot(&lab, "Pxe");
+    reset(&lab, "On");
+    host.wait_console("Start PXE over IPv4", SOON)?;
+    assert_eq!(host.firmware_boots(), 1);
+    let (_, system) = lab.redfish(1, "GET", SYSTEM, &Value::Null)?;
+    assert_eq!(system["Boot"]["BootSourceOverrideEnabled"], "Disabled", "once was not used up");
+    reset(&lab, "ForceRestart");
+    host.vm.wait_firmware_boots(2, SOON)?;
+    reset(&lab, "ForceOff");
+    assert_eq!(host.power(), Power::Off);
+    assert!(host.cost().qemu_cpu_seconds > 0.5, "{:?}", host.cost());
+    assert!(host.cost().qemu_peak_kib > 20_000, "{:?}", host.cost());
+    Ok(())
+}
+
+/// iPXE's own ISO, from the Debian package that the conductor's netboot needs as well.
+const IPXE_ISO: &str = "/usr/lib/ipxe/ipxe.iso";
+
+#[test]
+fn a_bios_host_boots_virtual_media_once() -> Result<()> {
+    let lab = Lab::builder()
+        .host(|machine| machine.firmware(Firmware::Bios))
+        .up()?;
+    std::fs::copy(IPXE_ISO, lab.images().dir().join("ipxe.iso"))?;
+    let host = lab.host(1);
+    let insert = "/redfish/v1/Managers/1/VirtualMedia/Cd/Actions/VirtualMedia.InsertMedia";
+    act(&lab, insert, &json!({ "Image": lab.image_url("ipxe.iso") }));
+    assert_eq!(host.bmc.media_bytes(), lab.images().bytes());
+    boot(&lab, "Cd");
+    reset(&lab, "On");
+    host.wait_console("Booting from DVD/CD", SOON)?;
+    host.wait_console("iPXE initialising devices", SOON)?;
+    reset(&lab, "PowerCycle");
+    host.wait_console("Booting from Hard Disk", SOON)?;
+    host.wait_console("Booting from ROM", SOON)?; // the disk is blank, so the network is next
+    assert_eq!(host.firmware_boots(), 2);
+    Ok(())
+}
