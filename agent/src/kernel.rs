@@ -3,13 +3,186 @@
 //! The one place with `unsafe`. [`Kernel`] is a trait so that tests can record what would be done
 //! and fail on demand; [`Linux`] does it.
 
-use std::fmt::Debug;
+#![expect(
+    unsafe_code,
+    reason = "system calls that no crate wraps; each block says why it holds"
+)]
 
-/// What Ferrite asks of the kernel beyond plain files.
-pub(crate) trait Kernel: Debug + Send + Sync {}
+use std::ffi::{CStr, CString};
+use std::fmt::Debug;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use nix::mount::{MntFlags, MsFlags};
+use nix::sys::reboot::RebootMode;
+use nix::sys::time::TimeSpec;
+use nix::time::ClockId;
+
+/// What Ferrite asks of the kernel beyond plain files. What a double does not do is unsupported.
+pub(crate) trait Kernel: Debug + Send + Sync {
+    /// Mounts a file system; `data` are its own options.
+    fn mount(&self, mount: &Mount<'_>) -> io::Result<()> {
+        let _ = mount;
+        Err(unsupported())
+    }
+    /// Takes a mount away.
+    fn unmount(&self, target: &Path) -> io::Result<()> {
+        let _ = target;
+        Err(unsupported())
+    }
+    /// Loads a module from its uncompressed bytes.
+    fn load_module(&self, image: &[u8]) -> io::Result<()> {
+        let _ = image;
+        Err(unsupported())
+    }
+    /// Sets the wall clock, seconds since 1970.
+    fn set_clock(&self, seconds: i64) -> io::Result<()> {
+        let _ = seconds;
+        Err(unsupported())
+    }
+    /// Puts a kernel in memory, for a later [`Departure::Kexec`].
+    fn load_kexec(&self, kernel: &File, initrd: Option<&File>, line: &CStr) -> io::Result<()> {
+        let _ = (kernel, initrd, line);
+        Err(unsupported())
+    }
+    /// Leaves the running kernel. Returns only when that failed.
+    fn leave(&self, how: Departure) -> io::Error {
+        let _ = how;
+        unsupported()
+    }
+    /// Lets a file of efivarfs be changed: most variables are immutable files until told otherwise.
+    fn allow_changes(&self, file: &File) -> io::Result<()> {
+        let _ = file;
+        Err(unsupported())
+    }
+}
+
+fn unsupported() -> io::Error {
+    io::ErrorKind::Unsupported.into()
+}
+
+/// What to mount where.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mount<'a> {
+    /// The device, or a name for file systems without one.
+    pub(crate) source: &'a Path,
+    /// The folder.
+    pub(crate) target: &'a Path,
+    /// `ext4`, `proc`, …
+    pub(crate) kind: &'a str,
+    /// Read-only, nosuid, ….
+    pub(crate) flags: MsFlags,
+    /// The file system's own options.
+    pub(crate) data: &'a str,
+}
+
+/// How a machine leaves the ramdisk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Departure {
+    /// Through the firmware.
+    Reboot,
+    /// Into the kernel that [`Kernel::load_kexec`] put in memory.
+    Kexec,
+    /// Off.
+    PowerOff,
+}
 
 /// The running kernel.
 #[derive(Debug)]
 pub(crate) struct Linux;
 
-impl Kernel for Linux {}
+mod ioctl {
+    nix::ioctl_read!(get_flags, b'f', 1, libc::c_long);
+    nix::ioctl_write_ptr!(set_flags, b'f', 2, libc::c_long);
+}
+
+/// `KEXEC_FILE_NO_INITRAMFS`.
+const KEXEC_NO_INITRAMFS: libc::c_ulong = 4;
+/// `FS_IMMUTABLE_FL`.
+const IMMUTABLE: libc::c_long = 0x10;
+
+impl Kernel for Linux {
+    fn mount(&self, mount: &Mount<'_>) -> io::Result<()> {
+        let Mount {
+            source,
+            target,
+            kind,
+            flags,
+            data,
+        } = *mount;
+        Ok(nix::mount::mount(
+            Some(source),
+            target,
+            Some(kind),
+            flags,
+            Some(data),
+        )?)
+    }
+
+    fn unmount(&self, target: &Path) -> io::Result<()> {
+        Ok(nix::mount::umount2(target, MntFlags::empty())?)
+    }
+
+    fn load_module(&self, image: &[u8]) -> io::Result<()> {
+        Ok(nix::kmod::init_module(image, &CString::default())?)
+    }
+
+    fn set_clock(&self, seconds: i64) -> io::Result<()> {
+        Ok(nix::time::clock_settime(
+            ClockId::CLOCK_REALTIME,
+            TimeSpec::new(seconds, 0),
+        )?)
+    }
+
+    fn load_kexec(&self, kernel: &File, initrd: Option<&File>, line: &CStr) -> io::Result<()> {
+        let flags = if initrd.is_some() {
+            0
+        } else {
+            KEXEC_NO_INITRAMFS
+        };
+        // SAFETY: both descriptors are open for the length of the call (the second is ignored
+        // with KEXEC_FILE_NO_INITRAMFS); the line is NUL-terminated and its length counts the NUL.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_kexec_file_load,
+                kernel.as_raw_fd(),
+                initrd.map_or(-1, AsRawFd::as_raw_fd),
+                line.to_bytes_with_nul().len(),
+                line.as_ptr(),
+                flags,
+            )
+        };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
+    fn leave(&self, how: Departure) -> io::Error {
+        let mode = match how {
+            Departure::Reboot => RebootMode::RB_AUTOBOOT,
+            Departure::Kexec => RebootMode::RB_KEXEC,
+            Departure::PowerOff => RebootMode::RB_POWER_OFF,
+        };
+        match nix::sys::reboot::reboot(mode) {
+            Err(errno) => errno.into(),
+            Ok(never) => match never {},
+        }
+    }
+
+    fn allow_changes(&self, file: &File) -> io::Result<()> {
+        let mut flags: libc::c_long = 0;
+        // SAFETY: the descriptor is open and the kernel writes at most a long to `flags`.
+        unsafe { ioctl::get_flags(file.as_raw_fd(), &raw mut flags) }?;
+        if flags & IMMUTABLE == 0 {
+            return Ok(());
+        }
+        flags &= !IMMUTABLE;
+        // SAFETY: the descriptor is open and the kernel only reads `flags`.
+        unsafe { ioctl::set_flags(file.as_raw_fd(), &raw const flags) }?;
+        Ok(())
+    }
+}

@@ -36,7 +36,9 @@ impl Root {
     /// The bytes of a small file.
     pub(crate) fn read(&self, path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        File::open(self.path(path))?.take(READ_LIMIT).read_to_end(&mut bytes)?;
+        File::open(self.path(path))?
+            .take(READ_LIMIT)
+            .read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 

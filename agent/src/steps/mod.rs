@@ -23,6 +23,15 @@ pub(crate) struct Context<'a> {
 /// Runs a step to its end. `boot` and `power-off` only prepare: their caller reports the outcome
 /// first, and then calls `depart`.
 pub(crate) fn run(step: &Step, context: &Context<'_>) -> Result<Outcome, Problem> {
-    let _ = (context.root, context.kernel, context.progress, context.cancelled);
-    Err(Problem::new(Code::StepUnknown, format!("step {} is not written yet", step.name()), ""))
+    let _ = (
+        context.root,
+        context.kernel,
+        context.progress,
+        context.cancelled,
+    );
+    Err(Problem::new(
+        Code::StepUnknown,
+        format!("step {} is not written yet", step.name()),
+        "",
+    ))
 }

@@ -1,0 +1,57 @@
+//! What a technician reads: lines on the child's standard error, which PID 1 copies to every
+//! console.
+
+use std::io::Write;
+
+use ferrite_proto::step::Progress;
+
+/// Longest line; the rest of a longer one is left out.
+const LIMIT: usize = 500;
+
+/// Says a line to whoever stands before the machine.
+pub(crate) fn say(line: &str) {
+    let text: String = line
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(LIMIT)
+        .collect();
+    // Nothing can be done about consoles that cannot be written.
+    let _ = writeln!(std::io::stderr().lock(), "ferrite: {text}");
+}
+
+/// `write-image, writing: 120 MiB of 1024 MiB, 40 MiB/s`.
+pub(crate) fn progress(step: &str, progress: &Progress) -> String {
+    let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+    let mut text = step.to_owned();
+    if !progress.phase.is_empty() {
+        text += &format!(", {}", progress.phase);
+    }
+    if progress.bytes_done > 0 {
+        text += &format!(": {}", mib(progress.bytes_done));
+        if let Some(total) = progress.bytes_total {
+            text += &format!(" of {}", mib(total));
+        }
+        if progress.bytes_per_second > 0 {
+            text += &format!(", {}/s", mib(progress.bytes_per_second));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_reads_well_with_and_without_figures() {
+        let mut given = Progress {
+            phase: "writing".into(),
+            ..Progress::default()
+        };
+        assert_eq!(progress("write-image", &given), "write-image, writing");
+        (given.bytes_done, given.bytes_total) = (120 << 20, Some(1 << 30));
+        given.bytes_per_second = 40 << 20;
+        let text = progress("write-image", &given);
+        assert_eq!(text, "write-image, writing: 120 MiB of 1024 MiB, 40 MiB/s");
+    }
+}
