@@ -6,6 +6,8 @@
 pub mod accel;
 pub mod bmc;
 mod command;
+pub mod control;
+pub mod daemon;
 pub mod faults;
 mod forward;
 pub mod images;

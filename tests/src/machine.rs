@@ -17,14 +17,14 @@ const BIOS_NIC_ROM: &str = "pxe-virtio.rom";
 /// The drive that virtual media goes into.
 pub(crate) const CD: &str = "cd0";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Firmware {
     Uefi,
     Bios,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum DiskBus {
     Virtio,
@@ -45,7 +45,7 @@ pub struct DiskSpec {
 }
 
 /// A thing the firmware can boot from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum BootDevice {
     Disk,

@@ -66,7 +66,7 @@ fn a_bios_host_boots_virtual_media_once() -> Result<()> {
     host.wait_console("iPXE initialising devices", SOON)?;
     reset(&lab, "PowerCycle");
     host.wait_console("Booting from Hard Disk", SOON)?;
-    host.wait_console("Booting from ROM", SOON)?; // the disk is blank, so the network is next
+    host.wait_console("Configuring (net0", SOON)?; // the disk is blank, so the network is next
     assert_eq!(host.firmware_boots(), 2);
     Ok(())
 }
