@@ -1,7 +1,8 @@
-//! A virtual BMC: Redfish over HTTP in front of one host, with credentials, sessions and faults on demand.
+//! A virtual BMC: Redfish over HTTP in front of one host, with credentials, sessions and faults on
+//! demand.
 //!
-//! It plays a plain, correct BMC. Vendor oddities are put in with `faults`, not written here. What the documents
-//! look like is in `bmc/documents.rs`, what requests do in `bmc/requests.rs`.
+//! It plays a plain, correct BMC. Vendor oddities are put in with `faults`, not written here. What
+//! the documents look like is in `bmc/documents.rs`, what requests do in `bmc/requests.rs`.
 
 mod documents;
 mod requests;
@@ -34,7 +35,7 @@ pub const PASSWORD: &str = "lab-bmc-password";
 
 const BODY_LIMIT: usize = 64 << 10;
 const REMEMBERED_REQUESTS: usize = 20_000;
-const MEDIA_PATIENCE: Duration = Duration::from_secs(120);
+const MEDIA_PATIENCE: Duration = Duration::from_mins(2);
 
 /// What a BMC is soldered to: the lab's QEMU host, or a double.
 pub trait Hardware: Send + Sync + fmt::Debug {
@@ -135,7 +136,8 @@ impl Bmc {
         })
     }
 
-    /// Answers on `listener` until `unplug` or the runtime's end. Must be called on the lab's runtime.
+    /// Answers on `listener` until `unplug` or the runtime's end. Must be called on the lab's
+    /// runtime.
     pub fn serve(self: &Arc<Self>, listener: TcpListener) -> Result<JoinHandle<()>> {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -149,7 +151,8 @@ impl Bmc {
         Ok(task)
     }
 
-    /// Pulls the BMC's network cable: new connections are refused, open ones are cut at their next request.
+    /// Pulls the BMC's network cable: new connections are refused, open ones are cut at their next
+    /// request.
     pub fn unplug(&self) {
         if let Some(task) = self
             .serving

@@ -1,4 +1,5 @@
-//! Child processes that run to their end: one door, so that every failure shows the argv and what the tool said.
+//! Child processes that run to their end: one door, so that every failure shows the argv and what
+//! the tool said.
 //!
 //! Not for long-lived children (QEMU, the conductor): those are spawned by `net::Namespace`.
 

@@ -1,4 +1,5 @@
-//! How `ferrite-lab` commands reach the lab that runs in the background: JSON lines over a unix socket in its folder.
+//! How `ferrite-lab` commands reach the lab that runs in the background: JSON lines over a unix
+//! socket in its folder.
 //!
 //! Only who may enter the folder may ask. Requests do one thing each; none runs anything.
 
@@ -16,7 +17,7 @@ use crate::lab::{Host, Lab};
 use crate::vm::{BootOverride, Cost, Power};
 
 const LINE_LIMIT: u64 = 1 << 20;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,6 +1,7 @@
 //! The lab as people have it: it runs in the background until `ferrite-lab down`.
 //!
-//! Starting means running this same program again with `--foreground` in a session of its own; what it says goes to
+//! Starting means running this same program again with `--foreground` in a session of its own; what
+//! it says goes to
 //! `lab.log` in the lab's folder.
 
 use std::ffi::OsString;
@@ -18,7 +19,7 @@ use crate::control::{self, Answer, Request, Status};
 use crate::lab::{Builder, Lab};
 
 /// Making the network and checking the acceleration takes seconds; more means trouble.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 const STOP: Duration = Duration::from_secs(20);
 
 /// Runs the lab until somebody asks for its end, by `down` or by a signal.
@@ -47,7 +48,8 @@ pub fn run(
     })
 }
 
-/// Starts `argv` (this program, with `--foreground`) in the background and waits until its lab answers.
+/// Starts `argv` (this program, with `--foreground`) in the background and waits until its lab
+/// answers.
 pub fn start(argv: &[OsString], dir: &Path) -> Result<Status> {
     make_private(dir)?;
     let log_path = dir.join("lab.log");

@@ -1,7 +1,7 @@
 //! Faults that a test or a person puts into a BMC or into the image server while it runs.
 //!
-//! A rule is data, so that `ferrite-lab fault` and a Rust test say the same thing. Nothing here performs a fault: the
-//! servers ask the table what to do with a request.
+//! A rule is data, so that `ferrite-lab fault` and a Rust test say the same thing. Nothing here
+//! performs a fault: the servers ask the table what to do with a request.
 
 use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -115,8 +115,10 @@ impl Fault {
     }
 }
 
-/// Written as a preset (`power-lies`, `power-stuck`, `no-answer`, `hangs-up`, `media-refused`) or as
-/// `[METHOD] PATH EFFECT [delay=SECONDS] [times=N]`, for example `GET /redfish/v1/Systems/1 status=503 times=3`.
+/// Written as a preset (`power-lies`, `power-stuck`, `no-answer`, `hangs-up`, `media-refused`) or
+/// as
+/// `[METHOD] PATH EFFECT [delay=SECONDS] [times=N]`, for example
+/// `GET /redfish/v1/Systems/1 status=503 times=3`.
 impl FromStr for Fault {
     type Err = anyhow::Error;
 
@@ -195,8 +197,9 @@ fn effect(key: &str, value: &str) -> Result<Effect> {
             }
         }
         _ => bail!(
-            "`{key}` is no effect; there are status= body= drop stall lie= cut= truncate= flip= rate= \
-             stall-after= and the presets power-lies power-stuck no-answer hangs-up media-refused"
+            "`{key}` is no effect; there are status= body= drop stall lie= cut= truncate= flip= \
+             rate= stall-after= and the presets power-lies power-stuck no-answer hangs-up \
+             media-refused"
         ),
     })
 }

@@ -1,6 +1,7 @@
 //! The lab's image server: a directory over HTTP with ranges, byte counts and faults on demand.
 //!
-//! For images and other files that hosts and BMCs fetch. It is no part of the conductor and knows nothing of it.
+//! For images and other files that hosts and BMCs fetch. It is no part of the conductor and knows
+//! nothing of it.
 
 use std::io::SeekFrom;
 use std::net::TcpListener;
@@ -186,7 +187,7 @@ async fn file(
 async fn open(path: Option<PathBuf>) -> Option<(File, u64)> {
     let file = File::open(path?).await.ok()?;
     let metadata = file.metadata().await.ok()?;
-    metadata.is_file().then(|| (file, metadata.len()))
+    metadata.is_file().then_some((file, metadata.len()))
 }
 
 fn plain(status: StatusCode) -> Response {
@@ -195,7 +196,8 @@ fn plain(status: StatusCode) -> Response {
     response
 }
 
-/// One range of bytes; `None` when it cannot be satisfied. What is not understood means the whole file.
+/// One range of bytes; `None` when it cannot be satisfied. What is not understood means the whole
+/// file.
 fn range(asked: Option<&str>, length: u64) -> Option<std::ops::Range<u64>> {
     let spec = asked.and_then(|text| text.strip_prefix("bytes="));
     let Some((first, last)) = spec.and_then(|spec| spec.split_once('-')) else {
@@ -295,7 +297,7 @@ mod tests {
             .collect()
     }
 
-    async fn world() -> World {
+    fn world() -> World {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("os.raw"), content()).unwrap();
         let images = Images::new(dir.path());
@@ -334,7 +336,7 @@ mod tests {
 
     #[tokio::test]
     async fn whole_files_and_ranges_arrive_and_are_counted() {
-        let world = world().await;
+        let world = world();
         let whole = world.get(None).await;
         assert_eq!(whole.status(), 200);
         assert_eq!(whole.bytes().await.unwrap(), content());
@@ -350,7 +352,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_outside_the_directory_is_served() {
-        let world = world().await;
+        let world = world();
         assert!(world.images.file_for("/../etc/passwd").is_none());
         assert!(
             world
@@ -367,7 +369,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_cut_body_announces_more_than_it_sends() {
-        let world = world().await;
+        let world = world();
         world
             .images
             .faults
@@ -391,7 +393,7 @@ mod tests {
 
     #[tokio::test]
     async fn truncated_flipped_and_failing_files() {
-        let world = world().await;
+        let world = world();
         let faults = &world.images.faults;
         faults.add(Fault::new("/os.raw", Effect::Truncate(700_000)).times(1));
         assert_eq!(
@@ -410,7 +412,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_server_is_slow() {
-        let world = world().await;
+        let world = world();
         world
             .images
             .faults

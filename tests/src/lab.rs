@@ -1,7 +1,7 @@
 //! A whole lab in one value: network, hosts with BMCs, image server and, on request, a conductor.
 //!
-//! Everything is blocking, so that a test is a plain function of ten lines. Dropping the lab leaves nothing behind
-//! but its directory, and that only if the caller named one.
+//! Everything is blocking, so that a test is a plain function of ten lines. Dropping the lab leaves
+//! nothing behind but its directory, and that only if the caller named one.
 
 use std::ffi::OsString;
 use std::fs;
@@ -36,6 +36,9 @@ pub struct Builder {
 
 impl Builder {
     /// Adds a host; its number is its place, beginning with 1.
+    ///
+    /// # Panics
+    /// When there are 255 hosts already: their addresses are used up.
     #[must_use]
     pub fn host(mut self, shape: impl FnOnce(Machine) -> Machine) -> Self {
         let number = u8::try_from(self.machines.len() + 1).expect("a lab has at most 255 hosts");

@@ -1,7 +1,8 @@
-//! The lab: virtual bare-metal hosts (QEMU) behind virtual BMCs (Redfish), in a network of their own.
+//! The lab: virtual bare-metal hosts (QEMU) behind virtual BMCs (Redfish), in a network of their
+//! own.
 //!
-//! `lab::Lab` is where a test starts. Nothing here knows how the conductor works inside: the lab starts it as people
-//! do, and talks to it through its command line and API.
+//! `lab::Lab` is where a test starts. Nothing here knows how the conductor works inside: the lab
+//! starts it as people do, and talks to it through its command line and API.
 
 pub mod accel;
 pub mod bmc;
@@ -19,9 +20,11 @@ pub mod vm;
 
 use anyhow::{Context, Result};
 
-/// The one way to a client: plain HTTP, and HTTPS without a look at the certificate, as BMCs fetch media.
+/// The one way to a client: plain HTTP, and HTTPS without a look at the certificate, as BMCs fetch
+/// media.
 pub(crate) fn http_client() -> Result<reqwest::Client> {
-    drop(rustls::crypto::ring::default_provider().install_default()); // an error: it is installed already
+    // An error says that it is installed already.
+    drop(rustls::crypto::ring::default_provider().install_default());
     reqwest::Client::builder()
         .tls_certs_only([])
         .tls_danger_accept_invalid_certs(true)

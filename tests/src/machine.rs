@@ -1,7 +1,8 @@
-//! What a virtual host is made of, and the QEMU command line that makes it: pure, no process, no file.
+//! What a virtual host is made of, and the QEMU command line that makes it: pure, no process, no
+//! file.
 //!
-//! The firmware's order of devices is not part of the command line: `vm.rs` sets it through the monitor, so that it
-//! can change between two resets of the same process, as on a real machine.
+//! The firmware's order of devices is not part of the command line: `vm.rs` sets it through the
+//! monitor, so that it can change between two resets of the same process, as on a real machine.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -236,7 +237,7 @@ impl Machine {
 
     fn nic_arguments(&self, nic: u8, line: &mut Line) {
         let rom = match self.firmware {
-            Firmware::Uefi => "", // OVMF drives the card itself, a third faster than through the ROM
+            Firmware::Uefi => "", // OVMF drives the card itself
             Firmware::Bios => BIOS_NIC_ROM,
         };
         let (tap, mac) = (self.tap(nic), self.mac(nic));

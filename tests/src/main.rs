@@ -42,9 +42,10 @@ enum Task {
     },
     /// Put faults into a host's BMC, or into the image server (`images`).
     ///
-    /// A rule is a preset (power-lies, power-stuck, no-answer, hangs-up, media-refused), `unplug`, `power-cut`, `clear`,
-    /// or `[METHOD] PATH EFFECT [delay=SECONDS] [times=N]` with an effect of status=CODE, body=TEXT, drop, stall,
-    /// lie=/POINTER:VALUE; for images also cut=BYTES, truncate=BYTES, flip=OFFSET, rate=BYTES, stall-after=BYTES.
+    /// A rule is a preset (power-lies, power-stuck, no-answer, hangs-up, media-refused), `unplug`,
+    /// `power-cut`, `clear`, or `[METHOD] PATH EFFECT [delay=SECONDS] [times=N]` with an effect of
+    /// status=CODE, body=TEXT, drop, stall, lie=/POINTER:VALUE; for images also cut=BYTES,
+    /// truncate=BYTES, flip=OFFSET, rate=BYTES, stall-after=BYTES.
     Fault { target: String, rules: Vec<String> },
     /// Follow a host's serial console.
     Console { host: usize },

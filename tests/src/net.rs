@@ -1,7 +1,9 @@
-//! The lab's network: one namespace per lab, a bridge in it, a tap for each NIC, and the ways to get inside.
+//! The lab's network: one namespace per lab, a bridge in it, a tap for each NIC, and the ways to
+//! get inside.
 //!
-//! Nothing of a lab outlives it. Children get SIGKILL from the kernel when the lab's thread ends (`setpriv
-//! --pdeathsig`), and a namespace whose lock nobody holds is reclaimed by the next lab. No routing to the outside.
+//! Nothing of a lab outlives it. Children get SIGKILL from the kernel when the lab's thread ends
+//! (`setpriv`), and a namespace whose lock nobody holds is reclaimed by the next lab. No routing to
+//! the outside.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -24,10 +26,14 @@ use crate::command::run;
 /// Where the conductor, the image server and the BMCs live.
 pub const SERVER: &str = "10.77.0.1";
 
-/// Fixed, so that the bridge does not take over a tap's address (and confuse every ARP cache) as hosts come and go.
+/// Fixed, so that the bridge does not take over a tap's address (and confuse every ARP cache) as
+/// hosts come and go.
 const BRIDGE_MAC: &str = "02:00:00:77:00:01";
 const LOCKS: &str = "/run/ferrite-lab";
 const NAMESPACES: &str = "/run/netns";
+
+/// One process may have several labs at once, as tests do.
+static NEXT: AtomicU32 = AtomicU32::new(0);
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -51,7 +57,6 @@ impl Namespace {
     pub fn create() -> Result<Self> {
         require_root()?;
         reclaim_stale()?;
-        static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("ferrite-{}-{number}", std::process::id());
         let lock = take_lock(&name)?.with_context(|| format!("{name} is in use"))?;
@@ -110,7 +115,8 @@ impl Namespace {
         answer.recv().context("the lab's network thread failed")
     }
 
-    /// Starts a child inside. The kernel kills it when this namespace's thread ends, however that comes about.
+    /// Starts a child inside. The kernel kills it when this namespace's thread ends, however that
+    /// comes about.
     pub fn spawn(
         &self,
         argv: Vec<OsString>,
@@ -128,6 +134,9 @@ impl Namespace {
 
     /// A tokio runtime whose threads are inside: sockets that its tasks open are the lab's.
     /// A future given to `block_on` runs on the caller's own thread, so spawn instead.
+    ///
+    /// # Panics
+    /// When root may not enter a namespace that it made: nothing in the lab could work.
     pub fn runtime(&self) -> Result<tokio::runtime::Runtime> {
         let file = Arc::new(open(&self.name)?);
         tokio::runtime::Builder::new_multi_thread()
@@ -174,7 +183,9 @@ impl Namespace {
                 let inside = entered.is_ok();
                 let _ = ready.send(entered);
                 if inside {
-                    inbox.into_iter().for_each(|job| job());
+                    for job in inbox {
+                        job();
+                    }
                 }
             })?;
         *self.lock() = Some(Inside { jobs, thread, lock });

@@ -1,7 +1,8 @@
-//! QEMU's monitor (QMP) over the child's own standard input and output: no socket file to find, to leak or to race.
+//! QEMU's monitor (QMP) over the child's own standard input and output: no socket file to find, to
+//! leak or to race.
 //!
-//! Commands are strictly one after another. Events go to the closure given at the start, on the reader's thread,
-//! which therefore must not send commands itself.
+//! Commands are strictly one after another. Events go to the closure given at the start, on the
+//! reader's thread, which therefore must not send commands itself.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{ChildStdin, ChildStdout};

@@ -1,7 +1,8 @@
 //! A QEMU host as its BMC sees it: off, or one process that is on. Counts what it costs.
 //!
-//! There is a process per power-on. A reset, by the BMC or by the guest, stays in the process; the boot order for the
-//! next reset is set ahead of it, so that "once" means once also when the guest resets by itself.
+//! There is a process per power-on. A reset, by the BMC or by the guest, stays in the process; the
+//! boot order for the next reset is set ahead of it, so that "once" means once also when the guest
+//! resets by itself.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::ExitStatusExt;
@@ -259,7 +260,8 @@ impl Vm {
 
     fn set_order(&self, qmp: &Qmp, boot: BootOverride) -> Result<()> {
         for device in self.machine.bootable_devices() {
-            set_bootindex(qmp, &device, -1)?; // two devices must never share an index, not even for a moment
+            // First none: two devices must never share an index, not even for a moment.
+            set_bootindex(qmp, &device, -1)?;
         }
         let sequence = self.machine.boot_sequence(boot.device());
         for (index, device) in (0..).zip(&sequence) {

@@ -1,4 +1,5 @@
-//! The lab itself on real firmware: power, boot order, virtual media, boot counting. No conductor, no ramdisk.
+//! The lab itself on real firmware: power, boot order, virtual media, boot counting. No conductor,
+//! no ramdisk.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 const SYSTEM: &str = "/redfish/v1/Systems/1";
 const RESET: &str = "/redfish/v1/Systems/1/Actions/ComputerSystem.Reset";
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 fn act(lab: &Lab, path: &str, body: &Value) {
     let method = if path == SYSTEM { "PATCH" } else { "POST" };
@@ -37,7 +38,10 @@ fn a_uefi_host_powers_on_boots_the_network_and_goes_off() -> Result<()> {
     host.wait_console("Start PXE over IPv4", SOON)?;
     assert_eq!(host.firmware_boots(), 1);
     let (_, system) = lab.redfish(1, "GET", SYSTEM, &Value::Null)?;
-    assert_eq!(system["Boot"]["BootSourceOverrideEnabled"], "Disabled", "once was not used up");
+    assert_eq!(
+        system["Boot"]["BootSourceOverrideEnabled"], "Disabled",
+        "once was not used up"
+    );
     reset(&lab, "ForceRestart");
     host.vm.wait_firmware_boots(2, SOON)?;
     reset(&lab, "ForceOff");

@@ -176,7 +176,7 @@ fn manager() -> Value {
 fn media(bmc: &Bmc) -> Value {
     let url = bmc.media_url();
     let name = url.as_deref().and_then(|url| url.rsplit('/').next());
-    let actions = format!("{ROOT}/Managers/1/VirtualMedia/Cd/Actions");
+    let actions = format!("{ROOT}/Managers/1/VirtualMedia/Cd/Actions/VirtualMedia");
     json!({
         "@odata.type": "#VirtualMedia.v1_4_0.VirtualMedia",
         "Id": "Cd",
@@ -188,8 +188,8 @@ fn media(bmc: &Bmc) -> Value {
         "ImageName": name,
         "WriteProtected": true,
         "Actions": {
-            "#VirtualMedia.InsertMedia": { "target": format!("{actions}/VirtualMedia.InsertMedia") },
-            "#VirtualMedia.EjectMedia": { "target": format!("{actions}/VirtualMedia.EjectMedia") },
+            "#VirtualMedia.InsertMedia": { "target": format!("{actions}.InsertMedia") },
+            "#VirtualMedia.EjectMedia": { "target": format!("{actions}.EjectMedia") },
         },
     })
 }

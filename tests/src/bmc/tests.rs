@@ -11,17 +11,24 @@ use crate::machine::BootDevice;
 #[derive(Debug)]
 struct Double {
     machine: Machine,
-    state: Mutex<(Power, BootOverride, Option<Vec<u8>>, Vec<&'static str>)>,
+    state: Mutex<Panel>,
+}
+
+#[derive(Debug)]
+struct Panel {
+    power: Power,
+    boot: BootOverride,
+    media: Option<Vec<u8>>,
+    done: Vec<&'static str>,
 }
 
 impl Double {
-    fn note(&self, what: &'static str, power: Option<Power>) -> Result<()> {
+    fn note(&self, what: &'static str, power: Option<Power>) {
         let mut state = self.state.lock().unwrap();
-        state.3.push(what);
+        state.done.push(what);
         if let Some(power) = power {
-            state.0 = power;
+            state.power = power;
         }
-        Ok(())
     }
 }
 
@@ -30,36 +37,41 @@ impl Hardware for Arc<Double> {
         &self.machine
     }
     fn power(&self) -> Power {
-        self.state.lock().unwrap().0
+        self.state.lock().unwrap().power
     }
     fn power_on(&self) -> Result<()> {
-        self.note("on", Some(Power::On))
+        self.note("on", Some(Power::On));
+        Ok(())
     }
     fn power_off(&self) -> Result<()> {
-        self.note("off", Some(Power::Off))
+        self.note("off", Some(Power::Off));
+        Ok(())
     }
     fn press_button(&self) -> Result<()> {
-        self.note("button", None)
+        self.note("button", None);
+        Ok(())
     }
     fn reset(&self) -> Result<()> {
-        self.note("reset", None)
+        self.note("reset", None);
+        Ok(())
     }
     fn nmi(&self) -> Result<()> {
-        self.note("nmi", None)
+        self.note("nmi", None);
+        Ok(())
     }
     fn boot_override(&self) -> BootOverride {
-        self.state.lock().unwrap().1
+        self.state.lock().unwrap().boot
     }
     fn set_boot(&self, boot: BootOverride) -> Result<()> {
-        self.state.lock().unwrap().1 = boot;
+        self.state.lock().unwrap().boot = boot;
         Ok(())
     }
     fn insert_media(&self, path: &Path) -> Result<()> {
-        self.state.lock().unwrap().2 = Some(std::fs::read(path)?);
+        self.state.lock().unwrap().media = Some(std::fs::read(path)?);
         Ok(())
     }
     fn eject_media(&self) -> Result<()> {
-        self.state.lock().unwrap().2 = None;
+        self.state.lock().unwrap().media = None;
         Ok(())
     }
 }
@@ -73,8 +85,14 @@ struct World {
 }
 
 impl World {
-    async fn new() -> Self {
-        let state = Mutex::new((Power::Off, BootOverride::None, None, Vec::new()));
+    fn new() -> Self {
+        let (power, boot) = (Power::Off, BootOverride::None);
+        let state = Mutex::new(Panel {
+            power,
+            boot,
+            media: None,
+            done: Vec::new(),
+        });
         let double = Arc::new(Double {
             machine: Machine::new(7),
             state,
@@ -123,7 +141,7 @@ const CD: &str = "/redfish/v1/Managers/1/VirtualMedia/Cd";
 
 #[tokio::test]
 async fn every_link_leads_somewhere() {
-    let world = World::new().await;
+    let world = World::new();
     let (mut todo, mut seen) = (vec!["/redfish/v1".to_owned()], Vec::new());
     while let Some(path) = todo.pop() {
         if seen.contains(&path) {
@@ -159,7 +177,7 @@ fn collect_links(value: &Value, links: &mut Vec<String>) {
 
 #[tokio::test]
 async fn wrong_credentials_learn_nothing_and_change_nothing() {
-    let world = World::new().await;
+    let world = World::new();
     let url = format!("{}{RESET}", world.base);
     let request = world.client.post(&url).basic_auth(USER, Some("guess"));
     let reply = request
@@ -174,12 +192,12 @@ async fn wrong_credentials_learn_nothing_and_change_nothing() {
         "{body}"
     );
     assert_eq!(world.client.get(&url).send().await.unwrap().status(), 401);
-    assert!(world.double.state.lock().unwrap().3.is_empty());
+    assert!(world.double.state.lock().unwrap().done.is_empty());
 }
 
 #[tokio::test]
 async fn a_session_opens_works_and_ends() {
-    let world = World::new().await;
+    let world = World::new();
     let sessions = format!("{}/redfish/v1/SessionService/Sessions", world.base);
     let credentials = json!({ "UserName": USER, "Password": PASSWORD });
     let reply = world
@@ -206,7 +224,7 @@ async fn a_session_opens_works_and_ends() {
 
 #[tokio::test]
 async fn power_actions_reach_the_hardware() {
-    let world = World::new().await;
+    let world = World::new();
     assert_eq!(world.get(SYSTEM).await["PowerState"], "Off");
     for (kind, status) in [
         ("ForceRestart", 409),
@@ -223,13 +241,13 @@ async fn power_actions_reach_the_hardware() {
             .await;
         assert_eq!(answered, status, "{kind}: {body}");
     }
-    let done = world.double.state.lock().unwrap().3.join(" ");
+    let done = world.double.state.lock().unwrap().done.join(" ");
     assert_eq!(done, "on reset button nmi off on off");
 }
 
 #[tokio::test]
 async fn the_boot_override_is_kept_and_checked() {
-    let world = World::new().await;
+    let world = World::new();
     let boot = |target: &str, enabled: &str, mode: &str| {
         json!({ "Boot": { "BootSourceOverrideTarget": target,
             "BootSourceOverrideEnabled": enabled, "BootSourceOverrideMode": mode } })
@@ -292,7 +310,7 @@ async fn the_boot_override_is_kept_and_checked() {
 
 #[tokio::test]
 async fn media_is_fetched_inserted_and_ejected() {
-    let world = World::new().await;
+    let world = World::new();
     let (insert, eject) = (
         format!("{CD}/Actions/VirtualMedia.InsertMedia"),
         format!("{CD}/Actions/VirtualMedia.EjectMedia"),
@@ -301,7 +319,7 @@ async fn media_is_fetched_inserted_and_ejected() {
     let body = json!({ "Image": image });
     let (status, reply) = world.call("POST", &insert, body.clone()).await;
     assert_eq!(status, 204, "{reply}");
-    let loaded = world.double.state.lock().unwrap().2.clone().unwrap();
+    let loaded = world.double.state.lock().unwrap().media.clone().unwrap();
     assert_eq!(loaded, br#"{"v1":"/redfish/v1/"}"#);
     assert_eq!(world.bmc.media_bytes(), loaded.len() as u64);
     assert_eq!(world.get(CD).await["Inserted"], true);
@@ -318,12 +336,12 @@ async fn media_is_fetched_inserted_and_ejected() {
             .contains("nothing.iso"),
         "{reply}"
     );
-    assert!(world.double.state.lock().unwrap().2.is_none());
+    assert!(world.double.state.lock().unwrap().media.is_none());
 }
 
 #[tokio::test]
 async fn faults_strike_as_asked() {
-    let world = World::new().await;
+    let world = World::new();
     world
         .bmc
         .faults
@@ -356,7 +374,7 @@ async fn faults_strike_as_asked() {
 
 #[tokio::test]
 async fn a_dropped_a_stalled_and_an_unplugged_bmc_give_no_answer() {
-    let world = World::new().await;
+    let world = World::new();
     let url = format!("{}/redfish/v1", world.base);
     world.bmc.faults.add(Fault::hangs_up().times(1));
     let dropped = world.client.get(&url).send().await;
