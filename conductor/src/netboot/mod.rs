@@ -5,13 +5,26 @@
 //! served is told to it. Firmware and iPXE speak plain HTTP only, so a ticket goes out only to
 //! the address that its host's MAC has leased.
 
+mod artifacts;
+mod dhcp;
+mod http;
+mod ipxe;
+mod iso;
+mod leases;
+mod tftp;
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use ferrite_proto::boot::BootParameters;
 use ferrite_proto::mac::Mac;
+use tokio::net::{TcpListener, UdpSocket};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub(crate) use artifacts::ArtifactError;
 
 /// Knows what each machine shall boot. Called from the network's tasks: it must not block.
 pub(crate) trait BootDirectory: Send + Sync {
@@ -176,29 +189,284 @@ pub(crate) struct DhcpProxy {
 
 /// Why netboot cannot start.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct NetbootError(String);
+pub(crate) enum NetbootError {
+    /// The boot files are not there, or not those that were built.
+    #[error(transparent)]
+    Artifacts(#[from] ArtifactError),
+    /// iPXE is not there.
+    #[error("cannot read {}; install Debian's package ipxe, or name the folder that has it", path.display())]
+    Ipxe {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A setting that cannot be.
+    #[error("netboot: {0}")]
+    Setting(String),
+    /// A port cannot be had.
+    #[error(
+        "cannot listen for {what} on {at}; is another server running there, or are we not root?"
+    )]
+    Listen {
+        /// `DHCP`, `TFTP`, `HTTP`.
+        what: &'static str,
+        /// Address or interface, and port.
+        at: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
 
 /// The running services.
 #[derive(Debug)]
-pub(crate) struct Netboot {}
+pub(crate) struct Netboot {
+    iso_base: Option<String>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
 
 /// Starts what the configuration asks for; returns once every socket is bound.
-#[expect(clippy::unused_async, reason = "being written")]
 pub(crate) async fn start(
-    _config: NetbootConfig,
-    _directory: Arc<dyn BootDirectory>,
+    config: NetbootConfig,
+    directory: Arc<dyn BootDirectory>,
 ) -> Result<Netboot, NetbootError> {
-    Ok(Netboot {})
+    if !ipxe::is_plain_url(&config.http_url) {
+        let url = &config.http_url;
+        let reason = format!("http_url is {url:?}, it must be http://HOST:PORT and no more");
+        return Err(NetbootError::Setting(reason));
+    }
+    let (artifacts, first_stage) = read_files(&config).await?;
+    let leases = leases(&config)?;
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let iso_base = artifacts.iso.is_some().then(|| config.http_url.clone());
+    let http = Arc::new(http::Http {
+        url: config.http_url.clone(),
+        artifacts,
+        ipxe: Arc::clone(&first_stage),
+        leases: leases.clone(),
+        directory: Arc::clone(&directory),
+    });
+    // All ports first: a start that fails leaves nothing running.
+    let listener = TcpListener::bind(config.http_listen).await;
+    let listener = listener.map_err(listen("HTTP", config.http_listen))?;
+    let tftp = match config.tftp {
+        Some(at) => Some(UdpSocket::bind(at).await.map_err(listen("TFTP", at))?),
+        None => None,
+    };
+    let dhcp = dhcp_sockets(&config.dhcp)?;
+
+    tasks.spawn(http::run(Arc::clone(&http), listener, stop.clone()));
+    if let Some(socket) = tftp {
+        let served = move |ip, name: &'static str, bytes| {
+            let (ip, name) = (IpAddr::to_canonical(&ip), name.to_owned());
+            let mac = http.mac_of(ip);
+            let event = NetbootEvent::Tftp {
+                ip,
+                mac,
+                name,
+                bytes,
+            };
+            http.directory.note(event);
+        };
+        tasks.spawn(tftp::run(socket, first_stage, stop.clone(), served));
+    }
+    let mode = match (config.dhcp, leases) {
+        (DhcpMode::Server(server), Some(leases)) => Some(dhcp::Mode::Server(server, leases)),
+        (DhcpMode::Proxy(proxy), _) => Some(dhcp::Mode::Proxy(proxy)),
+        (DhcpMode::Server(_) | DhcpMode::Off, _) => None,
+    };
+    if let Some(mode) = mode {
+        let http_url = config.http_url;
+        let dhcp_server = Arc::new(dhcp::Dhcp {
+            mode,
+            http_url,
+            directory,
+        });
+        for (socket, port) in dhcp {
+            let server = Arc::clone(&dhcp_server);
+            tasks.spawn(dhcp::run(server, socket, port, stop.clone()));
+        }
+    }
+    tasks.close();
+    Ok(Netboot {
+        iso_base,
+        stop,
+        tasks,
+    })
 }
 
 impl Netboot {
     /// Where a BMC fetches the ISO of `token`; `None` when no ISO was built.
-    pub(crate) fn iso_url(&self, _token: &str) -> Option<String> {
-        None
+    pub(crate) fn iso_url(&self, token: &str) -> Option<String> {
+        let base = self.iso_base.as_ref()?;
+        Some(format!("{base}/iso/{token}/ramdisk.iso"))
     }
 
     /// Stops and joins everything.
-    #[expect(clippy::unused_async, reason = "being written")]
-    pub(crate) async fn stop(self) {}
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        self.tasks.wait().await;
+    }
+}
+
+/// Reads and checks boot files and iPXE, on a thread that may block.
+async fn read_files(
+    config: &NetbootConfig,
+) -> Result<(artifacts::Artifacts, tftp::Table), NetbootError> {
+    let (artifacts, ipxe) = (config.artifacts.clone(), config.ipxe.clone());
+    let read = tokio::task::spawn_blocking(move || {
+        let table = tftp::table(&ipxe);
+        let table = table.map_err(|(path, source)| NetbootError::Ipxe { path, source })?;
+        Ok((artifacts::load(&artifacts)?, table))
+    });
+    read.await.expect("reading files does not panic")
+}
+
+/// The leases that a server of addresses needs.
+fn leases(config: &NetbootConfig) -> Result<Option<Arc<leases::Leases>>, NetbootError> {
+    let DhcpMode::Server(server) = &config.dhcp else {
+        return Ok(None);
+    };
+    let (first, last) = (server.pool_start, server.pool_end);
+    let network = ipnet::Ipv4Net::new(server.address, server.prefix);
+    let inside = network.is_ok_and(|net| [first, last].iter().all(|ip| net.contains(ip)));
+    if first > last || !inside || (first..=last).contains(&server.address) {
+        return Err(NetbootError::Setting(format!(
+            "the pool {first} to {last} must lie in the network of {}/{} and not contain it",
+            server.address, server.prefix
+        )));
+    }
+    let leases = leases::Leases::load(first, last, server.lease, &config.state_dir);
+    Ok(Some(Arc::new(leases)))
+}
+
+fn dhcp_sockets(mode: &DhcpMode) -> Result<Vec<(UdpSocket, u16)>, NetbootError> {
+    let (interface, ports): (_, &[u16]) = match mode {
+        DhcpMode::Off => return Ok(Vec::new()),
+        DhcpMode::Server(server) => (&server.interface, &[dhcp::SERVER_PORT]),
+        DhcpMode::Proxy(proxy) => (&proxy.interface, &[dhcp::SERVER_PORT, dhcp::PROXY_PORT]),
+    };
+    let bind = |&port: &u16| {
+        let socket = dhcp::socket(interface, port);
+        let socket = socket.map_err(listen("DHCP", format!("{interface} port {port}")))?;
+        Ok((socket, port))
+    };
+    ports.iter().map(bind).collect()
+}
+
+fn listen(what: &'static str, at: impl ToString) -> impl FnOnce(io::Error) -> NetbootError {
+    let at = at.to_string();
+    move |source| NetbootError::Listen { what, at, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ferrite_proto::boot::CaPin;
+    use ferrite_proto::secret::Secret;
+    use std::sync::Mutex;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// Knows one MAC and one ISO, and remembers what it was told.
+    pub(super) struct Directory {
+        mac: Mac,
+        events: Mutex<Vec<NetbootEvent>>,
+    }
+
+    impl Directory {
+        pub(super) fn with(mac: Mac) -> Self {
+            let events = Mutex::default();
+            Self { mac, events }
+        }
+
+        pub(super) fn words() -> BootParameters {
+            BootParameters {
+                url: "https://10.77.0.1:7443".into(),
+                ca: CaPin([7; 32]),
+                ticket: Secret::new("abcdefghijklmnop-_".into()),
+                time: None,
+            }
+        }
+
+        pub(super) fn events(&self) -> Vec<NetbootEvent> {
+            self.events.lock().unwrap().clone()
+        }
+    }
+
+    impl BootDirectory for Directory {
+        fn answer(&self, who: &Requester) -> BootAnswer {
+            if who.mac == self.mac {
+                BootAnswer::Ramdisk(Self::words())
+            } else {
+                BootAnswer::Unknown
+            }
+        }
+
+        fn iso(&self, token: &str) -> Option<BootParameters> {
+            (token == "token-of-one").then(Self::words)
+        }
+
+        fn note(&self, event: NetbootEvent) {
+            self.events.lock().unwrap().push(event);
+        }
+    }
+
+    /// The contract between DHCP and the rest: a boot file that is offered is one that is served.
+    #[tokio::test]
+    async fn each_boot_file_that_dhcp_offers_is_served() {
+        let dir = tempfile::tempdir().unwrap();
+        artifacts::tests::folder(dir.path());
+        for name in ["snponly.efi", "undionly.kpxe"] {
+            std::fs::write(dir.path().join(name), name).unwrap();
+        }
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let http_listen = free.local_addr().unwrap();
+        drop(free);
+        let config = NetbootConfig {
+            artifacts: dir.path().to_owned(),
+            ipxe: dir.path().to_owned(),
+            state_dir: dir.path().to_owned(),
+            http_listen,
+            http_url: format!("http://{http_listen}"),
+            tftp: Some("127.0.0.1:0".parse().unwrap()),
+            dhcp: DhcpMode::Off,
+        };
+        let directory = Arc::new(Directory::with(Mac([2, 0, 0, 0, 0, 1])));
+        let netboot = start(config, directory).await.unwrap();
+        let table = tftp::table(dir.path()).unwrap();
+        let url = format!("http://{http_listen}");
+        for arch in [
+            FirmwareArch::Bios,
+            FirmwareArch::UefiX64,
+            FirmwareArch::UefiX64Http,
+        ] {
+            let file = dhcp::boot_file(&url, arch).unwrap();
+            match file.strip_prefix(&url) {
+                None => assert!(table.contains_key(file.as_str()), "{file}"),
+                Some(path) => assert!(fetch(http_listen, path).await.contains("200 OK"), "{file}"),
+            }
+        }
+        let script = ipxe::script_url(&url, Mac([2, 0, 0, 0, 0, 1]));
+        let script = fetch(http_listen, script.strip_prefix(&url).unwrap()).await;
+        for word in script
+            .split_whitespace()
+            .filter(|w| w.contains("/artifacts/"))
+        {
+            let path = word.strip_prefix(&url).unwrap();
+            assert!(fetch(http_listen, path).await.contains("200 OK"), "{path}");
+        }
+        netboot.stop().await;
+    }
+
+    async fn fetch(at: SocketAddr, path: &str) -> String {
+        let mut stream = tokio::net::TcpStream::connect(at).await.unwrap();
+        let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut reply = Vec::new();
+        stream.read_to_end(&mut reply).await.unwrap();
+        String::from_utf8_lossy(&reply).into_owned()
+    }
 }
