@@ -75,7 +75,7 @@ impl Builder {
         let net = Arc::new(Namespace::create()?);
         let runtime = net.runtime()?;
         let dir = Dir::new(self.dir)?;
-        let accel = self.accel.unwrap_or_else(crate::accel::choose);
+        let accel = self.accel.unwrap_or_else(choose_accel);
         let images_dir = self.images.unwrap_or_else(|| dir.path().join("images"));
         fs::create_dir_all(&images_dir)?;
         let images = Images::new(&images_dir);
@@ -93,6 +93,32 @@ impl Builder {
         }
         Ok(lab)
     }
+}
+
+/// With the ramdisk's kernel where it has been built, else with the one of this machine.
+fn choose_accel() -> Accel {
+    let target = target_dir();
+    let mut kernels = vec![
+        target.join("boot/vmlinuz"),
+        target.join("lab/artifacts/vmlinuz"),
+    ];
+    let installed = fs::read_dir("/boot")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    kernels.extend(installed.filter(|path| path.to_string_lossy().contains("/vmlinuz")));
+    let verdict = crate::accel::choose(&kernels, &target.join("accel.json"));
+    tracing::info!(accel = ?verdict.accel, why = verdict.why, "how hosts run");
+    verdict.accel
+}
+
+/// Where builds of this workspace go.
+pub fn target_dir() -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("."));
+    workspace.join("target")
 }
 
 /// A running lab.
@@ -134,6 +160,10 @@ impl Lab {
 
     pub fn net(&self) -> &Namespace {
         &self.net
+    }
+
+    pub(crate) fn share_net(&self) -> Arc<Namespace> {
+        Arc::clone(&self.net)
     }
 
     pub fn dir(&self) -> &Path {
@@ -239,7 +269,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_timeout(Duration::from_secs(1));
+            runtime.shutdown_timeout(Duration::from_millis(200));
         }
         for host in &self.hosts {
             if let Err(error) = host.vm.power_off() {

@@ -7,6 +7,7 @@
 pub mod accel;
 pub mod bmc;
 mod command;
+pub mod conductor;
 pub mod control;
 pub mod daemon;
 pub mod faults;
@@ -16,6 +17,7 @@ pub mod lab;
 pub mod machine;
 pub mod net;
 mod qmp;
+pub mod timeline;
 pub mod vm;
 
 use anyhow::{Context, Result};

@@ -15,7 +15,7 @@ const SOON: Duration = Duration::from_mins(1);
 
 fn act(lab: &Lab, path: &str, body: &Value) {
     let method = if path == SYSTEM { "PATCH" } else { "POST" };
-    let (status, reply) = lab.redfish(1, method, path, body).unwrap();
+    let (status, reply) = lab.redfish(1, method, path, body).expect("the BMC answers");
     assert_eq!(status, 204, "{method} {path} {body}: {reply}");
 }
 
