@@ -3,7 +3,9 @@
 //! PID 1 of the ramdisk and its worker (`ramdisk/`), the host daemon (`daemon/`), and a tool at a
 //! shell (`cli.rs`).
 
+mod boot;
 mod conductor;
+mod inspect;
 mod kernel;
 mod ramdisk;
 mod root;

@@ -21,8 +21,6 @@ use super::handover::{Handover, Word};
 use crate::kernel::{Departure, Kernel, Linux, Mount};
 use crate::root::Root;
 
-/// Where steps mount the file systems of disks; PID 1 takes it away before it leaves.
-pub(crate) const DISK_MOUNT: &str = "/run/ferrite/disk";
 /// A child that lived this long starts the backoff anew.
 const LONG_LIFE: Duration = Duration::from_mins(5);
 /// Longest wait before a child is started again.
@@ -247,7 +245,6 @@ fn leave(kernel: &dyn Kernel, consoles: &Consoles, how: Departure) {
     };
     consoles.say(doing);
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
-    let _ = kernel.unmount(Path::new(DISK_MOUNT));
     nix::unistd::sync();
     let mut error = kernel.leave(how);
     loop {

@@ -12,7 +12,7 @@ pub(crate) mod init;
 mod leases;
 mod links;
 mod message;
-mod modules;
+pub(crate) mod modules;
 mod poll;
 mod session;
 pub(crate) mod worker;

@@ -209,10 +209,14 @@ impl<'a> Modules<'a> {
         let mut quiet_since = Some(Instant::now());
         let mut pause = LOOK;
         while !stop.load(Ordering::Relaxed) {
-            let all = modaliases(self.root);
-            let fresh: Vec<_> = all.into_iter().filter(|m| seen.insert(m.clone())).collect();
+            let mut fresh = modaliases(self.root);
+            fresh.retain(|modalias| !seen.contains(modalias));
+            // NICs and what is behind them first; then a new look, before the rest.
+            let first = fresh.iter().map(|modalias| rank(modalias)).min();
+            fresh.retain(|modalias| Some(rank(modalias)) == first);
             if !fresh.is_empty() {
-                self.load_for(fresh);
+                seen.extend(fresh.iter().cloned());
+                self.load_for(fresh.into_iter().collect());
                 quiet_since = quiet_since.map(|_| Instant::now());
                 continue;
             }
@@ -224,9 +228,7 @@ impl<'a> Modules<'a> {
         }
     }
 
-    fn load_for(&self, mut modaliases: Vec<String>) {
-        // Taken from the end: NICs, then buses that carry others, then the rest.
-        modaliases.sort_by_key(|m| std::cmp::Reverse(rank(m)));
+    fn load_for(&self, modaliases: Vec<String>) {
         let queue = Mutex::new(modaliases);
         std::thread::scope(|scope| {
             for _ in 0..THREADS {

@@ -1,5 +1,9 @@
 //! One verb a file, named as the step. This module only chooses.
 
+mod inspect;
+
+pub(crate) mod boot;
+
 use std::sync::atomic::AtomicBool;
 
 use ferrite_proto::problem::{Code, Problem};
@@ -23,15 +27,21 @@ pub(crate) struct Context<'a> {
 /// Runs a step to its end. `boot` and `power-off` only prepare: their caller reports the outcome
 /// first, and then calls `depart`.
 pub(crate) fn run(step: &Step, context: &Context<'_>) -> Result<Outcome, Problem> {
-    let _ = (
-        context.root,
-        context.kernel,
-        context.progress,
-        context.cancelled,
-    );
-    Err(Problem::new(
+    match step {
+        Step::Inspect => inspect::run(context),
+        Step::Erase { .. }
+        | Step::WriteImage { .. }
+        | Step::WriteConfigDrive { .. }
+        | Step::SetBootEntry { .. }
+        | Step::Boot { .. }
+        | Step::PowerOff => Err(unknown(step)),
+    }
+}
+
+fn unknown(step: &Step) -> Problem {
+    Problem::new(
         Code::StepUnknown,
-        format!("step {} is not written yet", step.name()),
-        "",
-    ))
+        format!("this agent does not know the step {}", step.name()),
+        "start the host from a ramdisk of the conductor's own version",
+    )
 }
