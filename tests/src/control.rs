@@ -63,7 +63,19 @@ pub struct Status {
     pub bmc_password_file: PathBuf,
     /// Where the conductor's API answers on the ordinary network, once one runs.
     pub forward: Option<String>,
+    /// The lab's own conductor, where it has one.
+    pub conductor: Option<ConductorStatus>,
     pub hosts: Vec<HostStatus>,
+}
+
+/// The lab's own conductor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ConductorStatus {
+    /// The `ferrite` program that it runs, and that talks to it.
+    pub program: PathBuf,
+    /// What that program needs in its environment.
+    pub environment: Vec<(String, String)>,
+    pub log: PathBuf,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -186,6 +198,7 @@ pub(crate) fn status(lab: &Lab, forward: Option<String>, password_file: &Path) -
         bmc_user: crate::bmc::USER.to_owned(),
         bmc_password_file: password_file.to_owned(),
         forward,
+        conductor: None,
         hosts: lab.hosts().iter().map(host_status).collect(),
     }
 }

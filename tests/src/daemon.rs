@@ -15,19 +15,26 @@ use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::bmc::PASSWORD;
-use crate::control::{self, Answer, Request, Status};
+use crate::conductor::{self, Built, Conductor};
+use crate::control::{self, Answer, ConductorStatus, Request, Status};
 use crate::lab::{Builder, Lab};
+use crate::net::SERVER;
 
 /// Making the network and checking the acceleration takes seconds; more means trouble.
 const START: Duration = Duration::from_mins(1);
 const STOP: Duration = Duration::from_secs(20);
 
+/// What leads from the ordinary network into the lab.
+#[derive(Debug, Clone)]
+pub enum Door {
+    /// A port on 127.0.0.1 for a conductor that somebody else starts.
+    Forward(u16),
+    /// A conductor of the lab's own behind that port, with these lines in its `[lifecycle]`.
+    Conductor(u16, String),
+}
+
 /// Runs the lab until somebody asks for its end, by `down` or by a signal.
-pub fn run(
-    builder: Builder,
-    dir: &Path,
-    forward: Option<(u16, std::net::SocketAddr)>,
-) -> Result<()> {
+pub fn run(builder: Builder, dir: &Path, door: &Door) -> Result<()> {
     make_private(dir)?;
     if control::ask(dir, &Request::Status).is_ok() {
         bail!(
@@ -38,14 +45,28 @@ pub fn run(
     let password_file = dir.join("bmc-password");
     write_secret(&password_file, PASSWORD)?;
     let lab = builder.dir(dir).up()?;
-    let forward = match forward {
-        None => None,
-        Some((port, target)) => Some(format!("https://{}", lab.forward(port, target)?)),
+    let (forward, conductor) = match door {
+        Door::Forward(port) => {
+            let target = format!("{SERVER}:{}", conductor::PORT).parse()?;
+            (Some(format!("https://{}", lab.forward(*port, target)?)), None)
+        }
+        Door::Conductor(port, settings) => {
+            (None, Some(Conductor::start(&lab, Built::find()?, *port, settings)?))
+        }
     };
     end_on_signals(&lab, dir)?;
-    control::serve(&lab, || {
-        control::status(&lab, forward.clone(), &password_file)
+    control::serve(&lab, || Status {
+        conductor: conductor.as_ref().map(conductor_status),
+        ..control::status(&lab, forward.clone(), &password_file)
     })
+}
+
+fn conductor_status(conductor: &Conductor) -> ConductorStatus {
+    ConductorStatus {
+        program: conductor.program().to_owned(),
+        environment: conductor.environment(),
+        log: conductor.log_path().to_owned(),
+    }
 }
 
 /// Starts `argv` (this program, with `--foreground`) in the background and waits until its lab

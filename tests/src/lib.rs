@@ -10,6 +10,7 @@ mod command;
 pub mod conductor;
 pub mod control;
 pub mod daemon;
+pub mod demo;
 pub mod faults;
 mod forward;
 pub mod images;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use ferrite_tests::control::{self, Answer, Request, Status};
-use ferrite_tests::daemon;
+use ferrite_tests::daemon::{self, Door};
 use ferrite_tests::faults::Fault;
 use ferrite_tests::lab::{Builder, Lab};
 use ferrite_tests::machine::{BootDevice, DiskBus, Firmware};
@@ -49,6 +49,12 @@ enum Task {
     Fault { target: String, rules: Vec<String> },
     /// Follow a host's serial console.
     Console { host: usize },
+    /// Take one virtual host from powered off and unknown to provisioned, before your eyes.
+    Demo {
+        /// Leave the lab up afterwards.
+        #[arg(long)]
+        keep: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -75,6 +81,12 @@ struct Up {
     /// Port on 127.0.0.1 that leads to the conductor's place in the lab.
     #[arg(long, default_value_t = 7443)]
     forward: u16,
+    /// Start a conductor in the lab as well.
+    #[arg(long)]
+    conductor: bool,
+    /// A line for the `[lifecycle]` part of its configuration, such as `boot_seconds = 300`.
+    #[arg(long, requires = "conductor")]
+    lifecycle: Vec<String>,
     /// Stay in the foreground.
     #[arg(long)]
     foreground: bool,
@@ -105,16 +117,19 @@ fn perform(cli: &Cli) -> Result<()> {
         Task::Status { json } => show(&status(&dir)?, *json),
         Task::Fault { target, rules } => fault(&dir, target, rules),
         Task::Console { host } => console(&status(&dir)?, *host),
+        Task::Demo { keep } => ferrite_tests::demo::run(*keep),
     }
 }
 
 fn start(up: &Up, dir: &Path) -> Result<()> {
     require_root()?;
     if up.foreground {
-        let target = format!("{SERVER}:7443")
-            .parse()
-            .context("the conductor's address")?;
-        return daemon::run(builder(up), dir, Some((up.forward, target)));
+        let door = if up.conductor {
+            Door::Conductor(up.forward, up.lifecycle.join("\n"))
+        } else {
+            Door::Forward(up.forward)
+        };
+        return daemon::run(builder(up), dir, &door);
     }
     if control::ask(dir, &Request::Status).is_ok() {
         bail!(
@@ -195,6 +210,12 @@ fn show(status: &Status, json: bool) -> Result<()> {
             out,
             "conductor  {forward} leads to https://{SERVER}:7443 in the lab"
         )?;
+    }
+    if let Some(conductor) = &status.conductor {
+        writeln!(out, "conductor  {}", conductor.log.display())?;
+        for (name, value) in &conductor.environment {
+            writeln!(out, "           export {name}={value}")?;
+        }
     }
     writeln!(out, "inside     ip netns exec {} COMMAND", status.namespace)?;
     for host in &status.hosts {
