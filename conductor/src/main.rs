@@ -1,9 +1,36 @@
 //! `ferrite`: the service and the command line for people. Here is only the way from an argument
 //! to the function that does it.
 
+mod api;
 mod bmc;
+mod boots;
+mod cli;
 mod cloud_init;
+mod config;
+mod hosts;
+mod lifecycle;
 mod netboot;
+mod seal;
+mod serve;
+mod store;
 mod tls;
+mod token;
+mod workflow;
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let arguments = cli::args::Arguments::parse();
+    // One provider of cryptography for client and server alike.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return cli::failed(&anyhow::Error::new(error).context("starting threads")),
+    };
+    match runtime.block_on(cli::run(arguments)) {
+        Ok(code) => code,
+        Err(error) => cli::failed(&error),
+    }
+}

@@ -6,6 +6,8 @@
 //! | `GET /v1/hosts` | [`HostList`], by name |
 //! | `GET /v1/hosts/{name}` | the [`Host`] |
 //! | `GET /v1/hosts/{name}?after=V&wait=S` | the [`Host`] once its version is above V, or after S seconds |
+//! | `PATCH /v1/hosts/{name}` [`UpdateHost`] | change what is wanted, or secrets |
+//! | `GET /v1/hosts/{name}/events?limit=N` | [`EventList`], newest last |
 //! | `POST /v1/hosts/{name}/provision` [`Provision`] | set the image and the cloud-init data |
 //! | `POST /v1/hosts/{name}/deprovision` | remove the image |
 //! | `POST /v1/hosts/{name}/retry` | try now what failed |
@@ -49,6 +51,39 @@ pub struct Provision {
     /// Replaces how the OS is started when given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_method: Option<crate::step::BootMethod>,
+}
+
+/// Change a host. What is absent stays as it is.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateHost {
+    /// Replaces the whole `spec`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<HostSpec>,
+    /// Each secret that is given replaces the old one.
+    #[serde(default)]
+    pub secrets: HostSecrets,
+    /// Refused with `conflict` unless the host's version is this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+}
+
+/// What happened to a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostEvent {
+    /// When.
+    pub at: jiff::Timestamp,
+    /// `state`, `step`, `error`, `alarm`, `log`, `request`, …
+    pub kind: String,
+    /// In words.
+    pub text: String,
+}
+
+/// Events of a host, newest last.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EventList {
+    /// The events.
+    pub events: Vec<HostEvent>,
 }
 
 /// All hosts.

@@ -97,6 +97,8 @@ codes! {
     BootFailed = "boot-failed", Retry;
     /// The deployed OS did not report in time.
     DaemonSilent = "daemon-silent", Operator;
+    /// cloud-init ended with errors, or did not end in time.
+    CloudInit = "cloud-init", Operator;
     /// Inspection failed.
     Inspect = "inspect", Retry;
     /// The agent does not know the step.

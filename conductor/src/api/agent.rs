@@ -1,0 +1,195 @@
+//! Calls of the ramdisk's agent: hello, once a boot, and poll, all the time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use ferrite_proto::agent_api::{Hello, HelloReply, Identity, Poll, PollReply, Report};
+use ferrite_proto::problem::{Code, Problem};
+use ferrite_proto::secret::Secret;
+
+use super::{Answer, ApiError, App, Body, caller, json};
+use crate::hosts::Credential;
+use crate::lifecycle::change::Change;
+use crate::lifecycle::order;
+use crate::lifecycle::record::{HelloFacts, Record};
+use crate::store::Stored;
+use crate::token;
+
+/// `POST /v1/agent/hello`
+pub(crate) async fn hello(
+    State(app): State<Arc<App>>,
+    Body(hello): Body<Hello>,
+) -> Answer<HelloReply> {
+    let ticket_sha256 = token::sha256(hello.ticket.expose());
+    let Some(name) = app.hosts.find(Credential::Ticket, &ticket_sha256) else {
+        tracing::warn!(identity = ?hello.identity, "hello with a ticket that nobody knows");
+        return Err(refused("the boot ticket is unknown").into());
+    };
+    let bytes = app.boots.bytes(&name);
+    let answered = app.hosts.update(&name, |change| {
+        // A refusal is an alarm in the host's log: it must be stored as well.
+        let answer = let_in(change, &hello, &ticket_sha256, bytes);
+        if let Err(problem) = &answer {
+            change.event("alarm", format!("a hello was refused: {}", problem.message));
+        }
+        Ok(answer)
+    });
+    let (_, token) = answered.await?;
+    let token = token?;
+    app.hosts.heard_agent(&name);
+    json(HelloReply {
+        token,
+        host: name,
+        poll_seconds: app.poll_seconds,
+    })
+}
+
+fn let_in(
+    change: &mut Change,
+    hello: &Hello,
+    ticket_sha256: &str,
+    netboot_bytes: u64,
+) -> Result<Secret<String>, Problem> {
+    let run = &change.record.run;
+    let session = run.session.as_ref();
+    if let Some(session) = session.filter(|session| session.ticket_sha256 == ticket_sha256) {
+        let again = session.nonce == hello.nonce && !session.polled;
+        let token = change.kept.agent_token.clone().filter(|_| again);
+        return token.ok_or_else(|| refused("the boot ticket was used already"));
+    }
+    let armed = run.boot.as_ref();
+    let armed = armed.filter(|boot| boot.ticket_sha256 == ticket_sha256 && !boot.used);
+    let armed = armed.ok_or_else(|| refused("the boot ticket is not armed"))?;
+    if armed.expires_at <= change.now || run.deletion.is_some() {
+        return Err(refused("the boot ticket has expired"));
+    }
+    if hello.nonce.is_empty() || hello.nonce.len() > 128 {
+        return Err(refused("the nonce has a length that no agent sends"));
+    }
+    fits(&change.record, &hello.identity)?;
+    let token = token::random();
+    let facts = HelloFacts {
+        ticket_sha256: ticket_sha256.to_owned(),
+        nonce: hello.nonce.clone(),
+        token_sha256: token::sha256(token.expose()),
+        version: short(&hello.agent_version),
+        kernel: short(&hello.kernel),
+        uptime_seconds: hello.uptime_seconds,
+        memory_bytes: hello.memory_bytes,
+        netboot_bytes,
+    };
+    change.hello(facts, token.clone());
+    Ok(token)
+}
+
+/// Text from a host, cut to a length that a status can carry.
+fn short(text: &str) -> String {
+    text.chars().take(200).collect()
+}
+
+/// Whether the machine that calls is the host: by its boot NIC, or by the UUID that its BMC told.
+pub(crate) fn fits(record: &Record, identity: &Identity) -> Result<(), Problem> {
+    let mac = record.host.spec.boot_mac;
+    let same_mac = mac.map(|mac| identity.macs.contains(&mac));
+    let uuids = record.run.bmc_uuid.as_ref().zip(identity.uuid.as_ref());
+    let same_uuid = uuids.map(|(known, told)| known.eq_ignore_ascii_case(told));
+    match (same_mac, same_uuid) {
+        (Some(true), _) | (_, Some(true)) | (None, None) => Ok(()),
+        (Some(false), _) | (_, Some(false)) => Err(refused(&format!(
+            "the machine (UUID {}) is not the host {}",
+            identity.uuid.as_deref().unwrap_or("unknown"),
+            record.host.name
+        ))),
+    }
+}
+
+/// The refusal of a first contact.
+pub(crate) fn refused(what: &str) -> Problem {
+    Problem::new(
+        Code::AgentTicketRefused,
+        what,
+        "boot the host through the conductor again: `ferrite host retry`",
+    )
+}
+
+/// `POST /v1/agent/poll`
+pub(crate) async fn poll(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    Body(poll): Body<Poll>,
+) -> Answer<PollReply> {
+    let name = caller(&app, &headers, Credential::AgentToken)?;
+    app.hosts.heard_agent(&name);
+    let held = poll.reports.is_empty();
+    let stored = take(&app, &name, poll).await?;
+    let reply = reply(&app, &stored)?;
+    if !held || reply.order.is_some() || reply.cancel.is_some() {
+        return json(reply);
+    }
+    let reply = hold(&app, &name, stored.record.host.version).await?;
+    app.hosts.heard_agent(&name);
+    json(reply)
+}
+
+/// Takes what an agent reports. A poll without news changes nothing but the first.
+async fn take(app: &App, name: &str, poll: Poll) -> Result<Stored, Problem> {
+    let limits = &app.world.limits;
+    let taken = app.hosts.update(name, |change| {
+        change.polled();
+        let session = change.record.run.session.as_mut();
+        let again = session.is_some_and(|session| {
+            let again = session.last_sequence == poll.sequence && !poll.reports.is_empty();
+            if !poll.reports.is_empty() {
+                session.last_sequence = poll.sequence;
+            }
+            again
+        });
+        for report in poll.reports {
+            // A poll that comes again repeats its log lines; other reports are safe to repeat.
+            if !(again && matches!(report, Report::Log { .. })) {
+                change.report(report, limits);
+            }
+        }
+        Ok(())
+    });
+    taken.await.map(|(stored, ())| stored)
+}
+
+fn reply(app: &App, stored: &Stored) -> Result<PollReply, Problem> {
+    let order = order::to_hand_out(&stored.record, &stored.kept, &app.world.reach)?;
+    let flow = stored.record.run.workflow.as_ref();
+    let cancel = flow
+        .filter(|flow| flow.cancelling && order.is_none())
+        .and_then(crate::lifecycle::Workflow::outstanding)
+        .map(|(number, _)| number);
+    Ok(PollReply { order, cancel })
+}
+
+/// Holds a poll until there is something to say.
+async fn hold(app: &App, name: &str, version: u64) -> Result<PollReply, ApiError> {
+    let Some(mut versions) = app.hosts.follow(name) else {
+        return Ok(PollReply::default());
+    };
+    let end = tokio::time::Instant::now() + Duration::from_secs(app.poll_seconds.into());
+    let mut known = version;
+    loop {
+        tokio::select! {
+            changed = versions.wait_for(|version| *version > known) => match changed {
+                Ok(version) => known = *version,
+                Err(_) => return Ok(PollReply::default()),
+            },
+            () = tokio::time::sleep_until(end) => return Ok(PollReply::default()),
+            () = app.stop.cancelled() => return Ok(PollReply::default()),
+        }
+        let stored = match app.hosts.stored(name).await {
+            Ok(stored) if stored.record.run.session.is_some() => stored,
+            Ok(_) | Err(_) => return Ok(PollReply::default()),
+        };
+        let reply = reply(app, &stored)?;
+        if reply.order.is_some() || reply.cancel.is_some() {
+            return Ok(reply);
+        }
+    }
+}

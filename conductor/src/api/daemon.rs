@@ -1,0 +1,115 @@
+//! Calls of the host daemon in the deployed OS: enrol, once a deployment, and check in.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use ferrite_proto::agent_api::{CheckIn, CheckInReply, Enroll, EnrollReply};
+use ferrite_proto::host::HostState;
+use ferrite_proto::problem::Problem;
+
+use super::agent::{fits, refused};
+use super::{Answer, App, Body, caller, json};
+use crate::hosts::Credential;
+use crate::lifecycle::change::Change;
+use crate::lifecycle::record::Record;
+use crate::token;
+
+/// Between check-ins while the deployment waits for the OS.
+const WHILE_PROVISIONING: u32 = 2;
+/// Characters of a text that is kept of a daemon.
+const TEXT: usize = 500;
+/// Errors of cloud-init that are kept.
+const ERRORS: usize = 20;
+
+/// `POST /v1/daemon/enroll`
+pub(crate) async fn enroll(
+    State(app): State<Arc<App>>,
+    Body(request): Body<Enroll>,
+) -> Answer<EnrollReply> {
+    let digest = token::sha256(request.credential.expose());
+    let Some(name) = app.hosts.find(Credential::DaemonCredential, &digest) else {
+        tracing::warn!(identity = ?request.identity, "enrolment with an unknown credential");
+        return Err(refused("the daemon's credential is unknown or void").into());
+    };
+    let answered = app.hosts.update(&name, |change| {
+        let answer = let_in(change, &request);
+        if let Err(problem) = &answer {
+            change.event(
+                "alarm",
+                format!("an enrolment was refused: {}", problem.message),
+            );
+        }
+        Ok(answer)
+    });
+    answered.await?.1?;
+    app.hosts.heard_daemon(&name);
+    json(EnrollReply {
+        host: name,
+        check_in_seconds: WHILE_PROVISIONING,
+    })
+}
+
+fn let_in(change: &mut Change, request: &Enroll) -> Result<(), Problem> {
+    fits(&change.record, &request.identity)?;
+    let key = &request.key_sha256;
+    let is_digest = key.len() == 64 && key.chars().all(|c| c.is_ascii_hexdigit());
+    if !is_digest {
+        return Err(refused("the key's digest is not 64 hex digits"));
+    }
+    let daemon = change.record.run.daemon.as_ref();
+    let daemon = daemon.ok_or_else(|| refused("the daemon's credential is void"))?;
+    match &daemon.key_sha256 {
+        None => change.enrolled(key.to_ascii_lowercase()),
+        // A lost reply costs nothing.
+        Some(known) if !daemon.used && known.eq_ignore_ascii_case(key) => {}
+        Some(_) => return Err(refused("the daemon's credential was used already")),
+    }
+    Ok(())
+}
+
+/// `POST /v1/daemon/check-in`
+pub(crate) async fn check_in(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    Body(report): Body<CheckIn>,
+) -> Answer<CheckInReply> {
+    let name = caller(&app, &headers, Credential::DaemonKey)?;
+    app.hosts.heard_daemon(&name);
+    let report = bounded(report);
+    let changed = app.hosts.update(&name, |change| {
+        change.checked_in(report);
+        Ok(())
+    });
+    let (stored, ()) = changed.await?;
+    json(CheckInReply {
+        check_in_seconds: interval(&app, &stored.record),
+    })
+}
+
+fn interval(app: &App, record: &Record) -> u32 {
+    if record.state() == HostState::Provisioning {
+        WHILE_PROVISIONING
+    } else {
+        app.check_in_seconds
+    }
+}
+
+/// What a host says of itself, cut to what a status can carry.
+fn bounded(mut report: CheckIn) -> CheckIn {
+    let texts = [
+        &mut report.boot_id,
+        &mut report.os,
+        &mut report.kernel,
+        &mut report.agent_version,
+    ];
+    for text in texts {
+        *text = text.chars().take(TEXT).collect();
+    }
+    let init = &mut report.cloud_init;
+    init.errors.truncate(ERRORS);
+    for text in init.errors.iter_mut().chain(&mut init.datasource) {
+        *text = text.chars().take(TEXT).collect();
+    }
+    report
+}

@@ -1,0 +1,237 @@
+//! The HTTPS API: for people, for agents, for daemons. Everything that is not expressly open needs
+//! a token, and each kind of token opens its own calls only.
+
+pub(crate) mod agent;
+pub(crate) mod daemon;
+pub(crate) mod operator;
+
+use std::sync::Arc;
+
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use ferrite_proto::agent_api;
+use ferrite_proto::api::ErrorBody;
+use ferrite_proto::problem::{Code, Problem};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::boots::Boots;
+use crate::hosts::{Credential, Hosts};
+use crate::lifecycle::driver::Driver;
+use crate::lifecycle::execute::World;
+use crate::token;
+
+/// Bytes of a request's body.
+const BODY: usize = 1 << 20;
+/// Bytes of a poll's body: it may carry an inventory.
+const POLL_BODY: usize = 4 << 20;
+
+/// What handlers work with.
+#[derive(Debug)]
+pub(crate) struct App {
+    /// The hosts.
+    pub(crate) hosts: Arc<Hosts>,
+    /// What can be booted.
+    pub(crate) boots: Arc<Boots>,
+    /// Limits, and how we are reached.
+    pub(crate) world: Arc<World>,
+    /// Goes round for new hosts, too.
+    pub(crate) driver: Arc<Driver>,
+    /// Hex SHA-256 of the operators' token.
+    pub(crate) admin_sha256: String,
+    /// How long a poll may be held.
+    pub(crate) poll_seconds: u32,
+    /// Between check-ins of a daemon.
+    pub(crate) check_in_seconds: u32,
+    /// Held calls are let go when this is cancelled.
+    pub(crate) stop: tokio_util::sync::CancellationToken,
+}
+
+/// All calls.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let operator = Router::new()
+        .route("/v1/hosts", get(operator::list).post(operator::add))
+        .route(
+            "/v1/hosts/{name}",
+            get(operator::get)
+                .patch(operator::update)
+                .delete(operator::delete),
+        )
+        .route("/v1/hosts/{name}/provision", post(operator::provision))
+        .route("/v1/hosts/{name}/deprovision", post(operator::deprovision))
+        .route("/v1/hosts/{name}/retry", post(operator::retry))
+        .route("/v1/hosts/{name}/explain", get(operator::explain))
+        .route("/v1/hosts/{name}/events", get(operator::events))
+        .route("/v1/version", get(operator::version))
+        .fallback(nothing_here)
+        .method_not_allowed_fallback(wrong_method)
+        .route_layer(middleware::from_fn_with_state(
+            Arc::clone(&app),
+            operators_only,
+        ));
+    let poll = Router::new()
+        .route(agent_api::POLL, post(agent::poll))
+        .layer(DefaultBodyLimit::max(POLL_BODY));
+    let others = Router::new()
+        .route(agent_api::HELLO, post(agent::hello))
+        .route(agent_api::ENROLL, post(daemon::enroll))
+        .route(agent_api::CHECK_IN, post(daemon::check_in));
+    operator
+        .merge(others)
+        .layer(DefaultBodyLimit::max(BODY))
+        .merge(poll)
+        .with_state(app)
+}
+
+async fn operators_only(
+    State(app): State<Arc<App>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let presented = bearer(request.headers())?;
+    if token::is(presented, &app.admin_sha256) {
+        Ok(next.run(request).await)
+    } else {
+        Err(unauthorized("the token is not the operators'"))
+    }
+}
+
+/// The token of a call.
+fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
+    let value = headers.get(header::AUTHORIZATION);
+    value
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.strip_prefix("Bearer "))
+        .map(str::trim)
+        .filter(|text| !text.is_empty() && text.len() <= 256)
+        .ok_or_else(|| unauthorized("there is no `Authorization: Bearer` token"))
+}
+
+/// The host whose agent or daemon calls.
+fn caller(app: &App, headers: &HeaderMap, kind: Credential) -> Result<String, ApiError> {
+    let digest = token::sha256(bearer(headers)?);
+    app.hosts
+        .find(kind, &digest)
+        .ok_or_else(|| unauthorized("the token is unknown or no longer valid"))
+}
+
+fn unauthorized(what: &str) -> ApiError {
+    ApiError(Problem::new(
+        Code::Unauthorized,
+        what,
+        "people find theirs in the conductor's state folder, in admin.token",
+    ))
+}
+
+async fn nothing_here() -> Response {
+    ApiError(Problem::new(
+        Code::RequestInvalid,
+        "there is no such call",
+        "see the list of calls in proto/src/api.rs",
+    ))
+    .with(StatusCode::NOT_FOUND)
+}
+
+async fn wrong_method() -> Response {
+    ApiError(Problem::new(
+        Code::RequestInvalid,
+        "this call has another method",
+        "see the list of calls in proto/src/api.rs",
+    ))
+    .with(StatusCode::METHOD_NOT_ALLOWED)
+}
+
+/// An error as RFC 9457 wants it.
+#[derive(Debug)]
+pub(crate) struct ApiError(pub(crate) Problem);
+
+impl ApiError {
+    fn with(self, status: StatusCode) -> Response {
+        let body = ErrorBody {
+            status: status.as_u16(),
+            code: self.0.code,
+            detail: self.0.message,
+            advice: (!self.0.advice.is_empty()).then_some(self.0.advice),
+        };
+        let kind = [(header::CONTENT_TYPE, "application/problem+json")];
+        (status, kind, Json(body).into_response().into_body()).into_response()
+    }
+}
+
+impl From<Problem> for ApiError {
+    fn from(problem: Problem) -> Self {
+        Self(problem)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = match self.0.code {
+            Code::HostNotFound => StatusCode::NOT_FOUND,
+            Code::HostExists | Code::Conflict => StatusCode::CONFLICT,
+            Code::RequestInvalid => StatusCode::UNPROCESSABLE_ENTITY,
+            Code::Unauthorized => StatusCode::UNAUTHORIZED,
+            Code::AgentTicketRefused => StatusCode::FORBIDDEN,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        if status.is_server_error() {
+            tracing::error!(problem = %self.0, "a call failed");
+        }
+        self.with(status)
+    }
+}
+
+/// A JSON body; what cannot be read is answered like every other error.
+#[derive(Debug)]
+pub(crate) struct Body<T>(pub(crate) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
+        match Json::from_request(request, state).await {
+            Ok(Json(value)) => Ok(Self(value)),
+            Err(rejection) => Err(unreadable(&rejection)),
+        }
+    }
+}
+
+fn unreadable(rejection: &JsonRejection) -> Response {
+    let problem = Problem::new(
+        Code::RequestInvalid,
+        format!("the body cannot be used: {}", rejection.body_text()),
+        "send JSON as described in proto/src/api.rs",
+    );
+    ApiError(problem).with(rejection.status())
+}
+
+/// What stands behind the `?`.
+#[derive(Debug)]
+pub(crate) struct Query<T>(pub(crate) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let read = axum::extract::Query::from_request_parts(parts, state).await;
+        read.map(|axum::extract::Query(value)| Self(value))
+            .map_err(|rejection: QueryRejection| {
+                let text = format!("the query cannot be used: {}", rejection.body_text());
+                let problem = Problem::new(Code::RequestInvalid, text, "");
+                ApiError(problem).with(rejection.status())
+            })
+    }
+}
+
+/// An answer as JSON.
+pub(crate) type Answer<T> = Result<Json<T>, ApiError>;
+
+fn json<T: Serialize>(value: T) -> Answer<T> {
+    Ok(Json(value))
+}

@@ -1,0 +1,168 @@
+//! Calls of people and their tools.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use ferrite_proto::api::{
+    AddHost, EventList, Explanation, HostList, Provision, UpdateHost, Version,
+};
+use ferrite_proto::host::{BmcSpec, Host};
+use ferrite_proto::problem::{Code, Problem};
+use ferrite_proto::secret::Secret;
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use super::{Answer, ApiError, App, Body, Query, json};
+use crate::lifecycle::{explain as words, intent};
+
+/// Longest that a reader may wait for a change.
+const LONGEST_WAIT: u64 = 60;
+const MOST_EVENTS: u32 = 2000;
+
+/// Wait for a version.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct After {
+    after: Option<u64>,
+    #[serde(default)]
+    wait: u64,
+}
+
+/// How many.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Limit {
+    limit: Option<u32>,
+}
+
+/// `GET /v1/hosts`
+pub(crate) async fn list(State(app): State<Arc<App>>) -> Answer<HostList> {
+    let hosts = app.hosts.list().await?;
+    json(HostList { hosts })
+}
+
+/// `POST /v1/hosts`
+pub(crate) async fn add(
+    State(app): State<Arc<App>>,
+    Body(request): Body<AddHost>,
+) -> Result<(StatusCode, Json<Host>), ApiError> {
+    check_bmc(&app, &request.spec.bmc)?;
+    let uid = uuid::Uuid::new_v4().to_string();
+    let change = intent::enrol(request, uid, Timestamp::now())?;
+    let host = app.hosts.insert(change).await?;
+    tracing::info!(host = %host.name, bmc = %host.spec.bmc.address, "host added");
+    app.driver.drive(host.name.clone());
+    Ok((StatusCode::CREATED, Json(host)))
+}
+
+/// An address that cannot be used is refused at once, not when the host is driven.
+fn check_bmc(app: &App, spec: &BmcSpec) -> Result<(), Problem> {
+    let tried = (app.world.connect)(spec, &Secret::new(String::new()));
+    tried.map(|_| ()).map_err(|error| {
+        let problem = Problem::from(error);
+        Problem::new(Code::RequestInvalid, problem.message, problem.advice)
+    })
+}
+
+/// `GET /v1/hosts/{name}`
+pub(crate) async fn get(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    Query(query): Query<After>,
+) -> Answer<Host> {
+    let above = query.after;
+    if let (Some(after), Some(mut versions)) = (above, app.hosts.follow(&name)) {
+        let wait = Duration::from_secs(query.wait.min(LONGEST_WAIT));
+        tokio::select! {
+            _ = versions.wait_for(|version| *version > after) => {}
+            () = tokio::time::sleep(wait) => {}
+            () = app.stop.cancelled() => {}
+        }
+    }
+    json(app.hosts.get(&name).await?)
+}
+
+/// `PATCH /v1/hosts/{name}`
+pub(crate) async fn update(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    Body(request): Body<UpdateHost>,
+) -> Answer<Host> {
+    if let Some(spec) = &request.spec {
+        check_bmc(&app, &spec.bmc)?;
+    }
+    let changed = app.hosts.update(&name, |change| change.update(request));
+    json(app.hosts.shown(changed.await?.0.record))
+}
+
+/// `POST /v1/hosts/{name}/provision`
+pub(crate) async fn provision(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    Body(request): Body<Provision>,
+) -> Answer<Host> {
+    let changed = app.hosts.update(&name, |change| change.provision(request));
+    json(app.hosts.shown(changed.await?.0.record))
+}
+
+/// `POST /v1/hosts/{name}/deprovision`
+pub(crate) async fn deprovision(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Answer<Host> {
+    let changed = app
+        .hosts
+        .update(&name, crate::lifecycle::change::Change::deprovision);
+    json(app.hosts.shown(changed.await?.0.record))
+}
+
+/// `POST /v1/hosts/{name}/retry`
+pub(crate) async fn retry(State(app): State<Arc<App>>, Path(name): Path<String>) -> Answer<Host> {
+    let changed = app.hosts.update(&name, |change| {
+        change.retry();
+        Ok(())
+    });
+    json(app.hosts.shown(changed.await?.0.record))
+}
+
+/// `GET /v1/hosts/{name}/explain`
+pub(crate) async fn explain(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Answer<Explanation> {
+    json(words::explain(&app.hosts.get(&name).await?))
+}
+
+/// `GET /v1/hosts/{name}/events`
+pub(crate) async fn events(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    Query(query): Query<Limit>,
+) -> Answer<EventList> {
+    let limit = query.limit.unwrap_or(100).min(MOST_EVENTS);
+    let events = app.hosts.events(&name, limit).await?;
+    json(EventList { events })
+}
+
+/// `DELETE /v1/hosts/{name}`
+pub(crate) async fn delete(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let changed = app.hosts.update(&name, |change| {
+        change.delete();
+        Ok(())
+    });
+    changed.await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// `GET /v1/version`
+pub(crate) async fn version() -> Answer<Version> {
+    json(Version {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}

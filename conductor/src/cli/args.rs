@@ -1,0 +1,307 @@
+//! What can be written on the command line. Passwords and other secrets never can: they come from
+//! files or from standard input.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ferrite_proto::digest::Digest;
+use ferrite_proto::host::{AutomatedCleaning, BootVia};
+use ferrite_proto::inventory::BootMode;
+use ferrite_proto::mac::Mac;
+use ferrite_proto::step::BootMethod;
+
+/// Bare metal to a running OS.
+///
+/// Exit codes: 0 done; 1 it failed, or a host has a problem that needs a person; 2 wrong usage.
+#[derive(Debug, Parser)]
+#[command(name = "ferrite", version, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Which conductor, and how answers look.
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+/// Which conductor, and how answers look.
+#[derive(Debug, Args)]
+pub(crate) struct Connection {
+    /// `https://host:port` of the conductor.
+    #[arg(long, env = "FERRITE_SERVER", global = true)]
+    pub(crate) server: Option<String>,
+    /// File with the operators' token.
+    #[arg(long, env = "FERRITE_TOKEN_FILE", global = true)]
+    pub(crate) token_file: Option<PathBuf>,
+    /// File with the conductor's CA certificate.
+    #[arg(long, env = "FERRITE_CA_FILE", global = true)]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// File that `ferrite serve` wrote, for what is not given otherwise.
+    #[arg(
+        long,
+        env = "FERRITE_CLIENT",
+        global = true,
+        default_value = "/var/lib/ferrite/client.toml"
+    )]
+    pub(crate) client: PathBuf,
+    /// How answers look.
+    #[arg(long, short, value_enum, default_value_t = Output::Table, global = true)]
+    pub(crate) output: Output,
+}
+
+/// How answers look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the conductor.
+    Serve {
+        /// The configuration, in TOML.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Show or check a configuration.
+    Config {
+        /// Which.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Work with hosts.
+    Host {
+        /// What to do.
+        #[command(subcommand)]
+        command: HostCommand,
+    },
+    /// Print versions.
+    Version,
+}
+
+/// Show or check a configuration.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print every default, with what it means.
+    Defaults,
+    /// Say whether a file can be used.
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+/// Work with hosts.
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostCommand {
+    /// Take a host in.
+    Add(Box<Add>),
+    /// List hosts.
+    List,
+    /// Show a host.
+    Show {
+        /// Its name.
+        name: String,
+    },
+    /// Put an OS on a host.
+    Provision(Box<Provision>),
+    /// Take the OS away and clean the disks.
+    Deprovision {
+        /// Its name.
+        name: String,
+        /// Follow it until it is available.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Try at once what failed.
+    Retry {
+        /// Its name.
+        name: String,
+    },
+    /// Change a host.
+    Set(Box<Set>),
+    /// Follow a host, or all, until nothing more happens.
+    ///
+    /// Exits with 1 when a host has a problem that needs a person.
+    Watch {
+        /// Its name; without one all hosts.
+        name: Option<String>,
+    },
+    /// Let a host go: it is switched off and forgotten.
+    Delete {
+        /// Its name.
+        name: String,
+        /// Wait until it is gone.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Say what a host is doing, what comes next, and what can be done.
+    Explain {
+        /// Its name.
+        name: String,
+    },
+    /// Show where the seconds of a host went.
+    Timeline {
+        /// Its name.
+        name: String,
+    },
+    /// Show a host's log.
+    Events {
+        /// Its name.
+        name: String,
+        /// How many lines.
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+    },
+}
+
+/// Take a host in.
+#[derive(Debug, Args)]
+pub(crate) struct Add {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its BMC: `redfish+https://10.0.0.5/redfish/v1/Systems/1`.
+    #[arg(long, value_name = "URL")]
+    pub(crate) bmc: String,
+    /// Account on the BMC.
+    #[arg(long)]
+    pub(crate) username: String,
+    /// File with the account's password; `-` is standard input.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) password_file: PathBuf,
+    /// What may be set of any host.
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Image to put on it as soon as it is available.
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    /// cloud-init data.
+    #[command(flatten)]
+    pub(crate) data: Data,
+    /// Follow it until it is available, or provisioned when an image is given.
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+/// Change a host.
+#[derive(Debug, Args)]
+pub(crate) struct Set {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its BMC.
+    #[arg(long, value_name = "URL")]
+    pub(crate) bmc: Option<String>,
+    /// Account on the BMC.
+    #[arg(long)]
+    pub(crate) username: Option<String>,
+    /// File with the account's password; `-` is standard input.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// What may be set of any host.
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// What may be set of any host.
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    /// NIC it boots from; needed for PXE.
+    #[arg(long, value_name = "MAC")]
+    pub(crate) boot_mac: Option<Mac>,
+    /// How it reaches the ramdisk.
+    #[arg(long, value_parser = word::<BootVia>, value_name = "pxe|virtual-media")]
+    pub(crate) boot_via: Option<BootVia>,
+    /// What its firmware is asked for.
+    #[arg(long, value_parser = word::<BootMode>, value_name = "uefi|bios")]
+    pub(crate) boot_mode: Option<BootMode>,
+    /// Which disk the OS goes to: name, serial, wwn, model, vendor, hctl, size, `min_size`,
+    /// rotational. All that is given must hold.
+    #[arg(long, value_name = "HINT=VALUE")]
+    pub(crate) root_device: Vec<String>,
+    /// What cleaning does.
+    #[arg(long, value_parser = word::<AutomatedCleaning>, value_name = "metadata|disabled")]
+    pub(crate) cleaning: Option<AutomatedCleaning>,
+    /// How the OS is started.
+    #[arg(long, value_parser = word::<BootMethod>, value_name = "kexec|reboot")]
+    pub(crate) boot_method: Option<BootMethod>,
+    /// Do not check the BMC's certificate.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) insecure_bmc_tls: Option<bool>,
+}
+
+/// An image.
+#[derive(Debug, Args)]
+pub(crate) struct ImageArgs {
+    /// Where the host fetches the image.
+    #[arg(long, value_name = "URL")]
+    pub(crate) image: Option<String>,
+    /// Digest of the file as fetched: `sha256:…` or `sha512:…`.
+    #[arg(long, requires = "image")]
+    pub(crate) digest: Option<Digest>,
+    /// Write it although nothing vouches for it.
+    #[arg(long, requires = "image", conflicts_with = "digest")]
+    pub(crate) allow_unverified: bool,
+}
+
+/// cloud-init data.
+#[derive(Debug, Args)]
+pub(crate) struct Data {
+    /// File with cloud-init user data.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) user_data: Option<PathBuf>,
+    /// File with `network_data.json`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) network_data: Option<PathBuf>,
+    /// File with cloud-init vendor data.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) vendor_data: Option<PathBuf>,
+    /// A key for `meta_data.json`.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) meta_data: Vec<String>,
+}
+
+/// Put an OS on a host.
+#[derive(Debug, Args)]
+pub(crate) struct Provision {
+    /// Its name.
+    pub(crate) name: String,
+    /// The image.
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    /// cloud-init data.
+    #[command(flatten)]
+    pub(crate) data: Data,
+    /// Which disk the OS goes to; see `ferrite host add --help`.
+    #[arg(long, value_name = "HINT=VALUE")]
+    pub(crate) root_device: Vec<String>,
+    /// How the OS is started.
+    #[arg(long, value_parser = word::<BootMethod>, value_name = "kexec|reboot")]
+    pub(crate) boot_method: Option<BootMethod>,
+    /// Follow it until it is provisioned.
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+/// A word of the API, as the API writes it.
+fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_sound_and_take_no_password() {
+        Arguments::command().debug_assert();
+        let line = "ferrite host add n --bmc b --username u --password p";
+        assert!(Arguments::try_parse_from(line.split(' ')).is_err());
+        let line = "ferrite host add n --bmc b --username u --password-file - --boot-via disc";
+        assert!(Arguments::try_parse_from(line.split(' ')).is_err());
+    }
+}

@@ -1,0 +1,322 @@
+//! `ferrite host …`: from arguments to calls of the API.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use ferrite_proto::api::{
+    AddHost, EventList, Explanation, HostList, Provision as ProvisionHost, UpdateHost,
+};
+use ferrite_proto::hints::RootDeviceHints;
+use ferrite_proto::host::{BmcSpec, Host, HostSecrets, HostSpec};
+use ferrite_proto::image::{Format, ImageRef};
+use ferrite_proto::secret::Secret;
+use reqwest::Method;
+
+use super::args::{Add, Common, Data, HostCommand, ImageArgs, Output, Provision, Set};
+use super::client::Client;
+use super::{print, print_json, show, watch};
+
+/// Bytes of a file that is sent along.
+const FILE_LIMIT: u64 = 512 * 1024;
+
+fn path(name: &str, rest: &str) -> String {
+    format!("/v1/hosts/{name}{rest}")
+}
+
+/// Does what the arguments say.
+pub(crate) async fn run(
+    client: &Client,
+    command: HostCommand,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    match command {
+        HostCommand::Add(add) => return self::add(client, *add, output).await,
+        HostCommand::Provision(asked) => return provision(client, *asked, output).await,
+        HostCommand::Set(set) => return self::set(client, *set, output).await,
+        HostCommand::Deprovision { name, wait } => {
+            let call = path(&name, "/deprovision");
+            return changed(client, &call, wait, output).await;
+        }
+        HostCommand::Retry { name } => {
+            return changed(client, &path(&name, "/retry"), false, output).await;
+        }
+        HostCommand::Watch { name } => return watch::watch(client, name, output).await,
+        HostCommand::Delete { name, wait } => {
+            client.order(Method::DELETE, &path(&name, "")).await?;
+            if wait {
+                return watch::until_gone(client, &name, output).await;
+            }
+        }
+        HostCommand::List => {
+            let all: HostList = client.get("/v1/hosts").await?;
+            shown(&all, output, |all| show::table(&all.hosts))?;
+        }
+        HostCommand::Show { name } => {
+            let host: Host = client.get(&path(&name, "")).await?;
+            shown(&host, output, show::host)?;
+        }
+        HostCommand::Explain { name } => {
+            let words: Explanation = client.get(&path(&name, "/explain")).await?;
+            shown(&words, output, show::explanation)?;
+        }
+        HostCommand::Timeline { name } => {
+            let host: Host = client.get(&path(&name, "")).await?;
+            shown(&host.status.timeline, output, |stages| {
+                show::timeline(stages)
+            })?;
+        }
+        HostCommand::Events { name, limit } => {
+            let call = path(&name, &format!("/events?limit={limit}"));
+            let events: EventList = client.get(&call).await?;
+            shown(&events, output, show::events)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn shown<T: serde::Serialize>(
+    value: &T,
+    output: Output,
+    table: impl FnOnce(&T) -> String,
+) -> anyhow::Result<()> {
+    match output {
+        Output::Json => print_json(value),
+        Output::Table => print(&table(value)),
+    }
+}
+
+async fn changed(
+    client: &Client,
+    call: &str,
+    wait: bool,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let host: Host = client.send(Method::POST, call, &()).await?;
+    follow(client, &host, wait, output).await
+}
+
+async fn follow(
+    client: &Client,
+    host: &Host,
+    wait: bool,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    if wait {
+        return watch::watch(client, Some(host.name.clone()), output).await;
+    }
+    shown(host, output, |host| {
+        format!("{}: {}\n", host.name, host.status.state)
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn add(client: &Client, add: Add, output: Output) -> anyhow::Result<ExitCode> {
+    let mut secrets = add.data.read()?;
+    secrets.bmc_password = Some(read_password(&add.password_file)?);
+    let mut spec = HostSpec {
+        bmc: BmcSpec {
+            address: add.bmc,
+            username: add.username,
+            insecure_tls: false,
+        },
+        boot_mac: None,
+        boot_via: ferrite_proto::host::BootVia::default(),
+        boot_mode: ferrite_proto::inventory::BootMode::default(),
+        root_device_hints: RootDeviceHints::default(),
+        root_device_default: ferrite_proto::hints::RootDeviceDefault::default(),
+        automated_cleaning: ferrite_proto::host::AutomatedCleaning::default(),
+        image: add.image.image()?,
+        boot_method: ferrite_proto::step::BootMethod::default(),
+    };
+    add.common.apply(&mut spec)?;
+    let request = AddHost {
+        name: add.name,
+        spec,
+        secrets,
+    };
+    let host: Host = client.send(Method::POST, "/v1/hosts", &request).await?;
+    follow(client, &host, add.wait, output).await
+}
+
+async fn set(client: &Client, set: Set, output: Output) -> anyhow::Result<ExitCode> {
+    let call = path(&set.name, "");
+    let host: Host = client.get(&call).await?;
+    let mut spec = host.spec;
+    if let Some(address) = set.bmc {
+        spec.bmc.address = address;
+    }
+    if let Some(username) = set.username {
+        spec.bmc.username = username;
+    }
+    set.common.apply(&mut spec)?;
+    let bmc_password = set.password_file.as_deref().map(read_password);
+    let request = UpdateHost {
+        spec: Some(spec),
+        secrets: HostSecrets {
+            bmc_password: bmc_password.transpose()?,
+            ..HostSecrets::default()
+        },
+        version: None,
+    };
+    let host: Host = client.send(Method::PATCH, &call, &request).await?;
+    follow(client, &host, false, output).await
+}
+
+async fn provision(client: &Client, asked: Provision, output: Output) -> anyhow::Result<ExitCode> {
+    let Some(image) = asked.image.image()? else {
+        bail!("which image? give --image and --digest");
+    };
+    let hints = root_device(&asked.root_device)?;
+    let request = ProvisionHost {
+        image,
+        secrets: asked.data.read()?,
+        root_device_hints: (!hints.is_empty()).then_some(hints),
+        boot_method: asked.boot_method,
+    };
+    let call = path(&asked.name, "/provision");
+    let host: Host = client.send(Method::POST, &call, &request).await?;
+    follow(client, &host, asked.wait, output).await
+}
+
+impl Common {
+    fn apply(&self, spec: &mut HostSpec) -> anyhow::Result<()> {
+        fn take<T: Copy>(old: &mut T, new: Option<T>) {
+            if let Some(new) = new {
+                *old = new;
+            }
+        }
+        spec.boot_mac = self.boot_mac.or(spec.boot_mac);
+        take(&mut spec.boot_via, self.boot_via);
+        take(&mut spec.boot_mode, self.boot_mode);
+        take(&mut spec.automated_cleaning, self.cleaning);
+        take(&mut spec.boot_method, self.boot_method);
+        take(&mut spec.bmc.insecure_tls, self.insecure_bmc_tls);
+        if !self.root_device.is_empty() {
+            spec.root_device_hints = root_device(&self.root_device)?;
+        }
+        Ok(())
+    }
+}
+
+impl ImageArgs {
+    fn image(&self) -> anyhow::Result<Option<ImageRef>> {
+        let Some(url) = &self.image else {
+            return Ok(None);
+        };
+        let image = ImageRef {
+            url: url.clone(),
+            digest: self.digest.clone(),
+            format: Format::Raw,
+            compression: None,
+            allow_unverified: self.allow_unverified,
+        };
+        image.validate()?;
+        Ok(Some(image))
+    }
+}
+
+impl Data {
+    fn read(&self) -> anyhow::Result<HostSecrets> {
+        let read = |path: &Option<std::path::PathBuf>| {
+            let text = path.as_deref().map(|path| read_file(path, "data"));
+            text.transpose().map(|text| text.map(Secret::new))
+        };
+        let pairs = self.meta_data.iter().map(|text| pair(text));
+        let meta_data: BTreeMap<_, _> = pairs.collect::<anyhow::Result<_>>()?;
+        Ok(HostSecrets {
+            bmc_password: None,
+            user_data: read(&self.user_data)?,
+            network_data: read(&self.network_data)?,
+            meta_data: (!meta_data.is_empty()).then_some(meta_data),
+            vendor_data: read(&self.vendor_data)?,
+        })
+    }
+}
+
+fn pair(text: &str) -> anyhow::Result<(String, String)> {
+    let (key, value) = text
+        .split_once('=')
+        .with_context(|| format!("{text:?} is not KEY=VALUE"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn read_file(path: &Path, what: &str) -> anyhow::Result<String> {
+    let context = || format!("reading {what} from {}", path.display());
+    let mut text = String::new();
+    let read = if path == Path::new("-") {
+        std::io::stdin()
+            .lock()
+            .take(FILE_LIMIT + 1)
+            .read_to_string(&mut text)
+    } else {
+        let file = std::fs::File::open(path).with_context(context)?;
+        file.take(FILE_LIMIT + 1).read_to_string(&mut text)
+    };
+    read.with_context(context)?;
+    if text.len() as u64 > FILE_LIMIT {
+        bail!("{} is longer than {FILE_LIMIT} bytes", path.display());
+    }
+    Ok(text)
+}
+
+/// A password: the first line, without its end.
+fn read_password(path: &Path) -> anyhow::Result<Secret<String>> {
+    let text = read_file(path, "the password")?;
+    let line = text.lines().next().unwrap_or_default();
+    if line.is_empty() {
+        bail!("the first line of {} is empty: no password", path.display());
+    }
+    Ok(Secret::new(line.to_owned()))
+}
+
+fn root_device(given: &[String]) -> anyhow::Result<RootDeviceHints> {
+    let mut hints = RootDeviceHints::default();
+    for text in given {
+        let (hint, value) = pair(text)?;
+        let wrong = || format!("--root-device {hint}={value}");
+        let text = Some(value.clone());
+        match hint.as_str() {
+            "name" => hints.name = text,
+            "serial" => hints.serial = text,
+            "wwn" => hints.wwn = text,
+            "model" => hints.model = text,
+            "vendor" => hints.vendor = text,
+            "hctl" => hints.hctl = text,
+            "size" => hints.size = Some(value.parse().with_context(wrong)?),
+            "min_size" | "min-size" => hints.min_size = Some(value.parse().with_context(wrong)?),
+            "rotational" => hints.rotational = Some(value.parse().with_context(wrong)?),
+            _ => bail!("there is no root device hint {hint:?}"),
+        }
+    }
+    Ok(hints)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hints_are_read_as_people_write_them() {
+        let given = ["serial=S1", "size=8GiB", "rotational=false"].map(str::to_owned);
+        let hints = root_device(&given).unwrap();
+        assert_eq!(hints.serial.as_deref(), Some("S1"));
+        assert_eq!(hints.size.map(|size| size.0), Some(8 << 30));
+        assert_eq!(hints.rotational, Some(false));
+        for bad in ["serial", "colour=red", "size=big", "rotational=maybe"] {
+            assert!(root_device(&[bad.to_owned()]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_the_first_line_and_never_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("p");
+        std::fs::write(&file, "hunter2\r\nmore\n").unwrap();
+        assert_eq!(read_password(&file).unwrap().expose(), "hunter2");
+        std::fs::write(&file, "\n").unwrap();
+        assert!(read_password(&file).is_err());
+    }
+}

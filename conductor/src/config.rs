@@ -1,0 +1,429 @@
+//! The configuration: as it is written (`Raw…`), and as it is used ([`Config`]), which cannot be
+//! wrong in itself. The defaults are those of `defaults.toml`, which people are shown.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::lifecycle::record::Limits;
+use crate::netboot::{DhcpMode, DhcpProxy, DhcpServer, NetbootConfig};
+
+/// Every default, with what it means.
+pub(crate) const DEFAULTS: &str = include_str!("defaults.toml");
+
+/// How the conductor is set up.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// Where everything is kept.
+    pub(crate) state_dir: PathBuf,
+    /// HTTPS.
+    pub(crate) listen: SocketAddr,
+    /// What hosts are told of it.
+    pub(crate) url: String,
+    /// Names in the certificate.
+    pub(crate) names: Vec<String>,
+    /// Logs.
+    pub(crate) log: LogConfig,
+    /// How machines reach the ramdisk; absent without artifacts.
+    pub(crate) netboot: Option<NetbootConfig>,
+    /// Time limits.
+    pub(crate) limits: Limits,
+    /// How long a poll is held.
+    pub(crate) poll_seconds: u32,
+    /// Between check-ins.
+    pub(crate) check_in_seconds: u32,
+}
+
+/// Logs.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LogConfig {
+    /// tracing's filter.
+    pub(crate) filter: String,
+    /// How lines look.
+    pub(crate) format: LogFormat,
+}
+
+/// How lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    state_dir: PathBuf,
+    listen: SocketAddr,
+    url: Option<String>,
+    names: Vec<String>,
+    log: LogConfig,
+    netboot: RawNetboot,
+    lifecycle: RawLifecycle,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNetboot {
+    artifacts: Option<PathBuf>,
+    ipxe: PathBuf,
+    http_listen: SocketAddr,
+    http_url: Option<String>,
+    tftp: bool,
+    dhcp: RawDhcp,
+    unknown: bool,
+    interface: Option<String>,
+    address: Option<Ipv4Addr>,
+    prefix: u8,
+    pool_start: Option<Ipv4Addr>,
+    pool_end: Option<Ipv4Addr>,
+    router: Option<Ipv4Addr>,
+    dns: Vec<Ipv4Addr>,
+    lease_seconds: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum RawDhcp {
+    Server,
+    Proxy,
+    Off,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLifecycle {
+    boot_seconds: u32,
+    step_seconds: u32,
+    daemon_seconds: u32,
+    power_seconds: u32,
+    agent_silence_seconds: u32,
+    daemon_silence_seconds: u32,
+    power_interval_seconds: u32,
+    retry_first_seconds: u32,
+    retry_max_seconds: u32,
+    max_attempts: u32,
+    poll_seconds: u32,
+    check_in_seconds: u32,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The file.
+    #[error("cannot read the configuration {}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not TOML.
+    #[error("the configuration is not TOML: {0}")]
+    Syntax(String),
+    /// A key.
+    #[error("{path}: {what}")]
+    Key {
+        /// Where: `netboot.prefix`.
+        path: String,
+        /// What about it.
+        what: String,
+    },
+}
+
+fn key(path: &str, what: impl Into<String>) -> ConfigError {
+    ConfigError::Key {
+        path: path.to_owned(),
+        what: what.into(),
+    }
+}
+
+impl Config {
+    /// Reads the file.
+    pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::File {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text)
+    }
+
+    /// Reads the text over the defaults.
+    pub(crate) fn parse(text: &str) -> Result<Self, ConfigError> {
+        let syntax = |error: toml::de::Error| ConfigError::Syntax(error.to_string());
+        let mut merged: toml::Table = toml::from_str(DEFAULTS).map_err(syntax)?;
+        let given: toml::Table = toml::from_str(text).map_err(syntax)?;
+        overlay(&mut merged, given);
+        let raw: Raw = serde_path_to_error::deserialize(merged).map_err(|error| {
+            let path = error.path().to_string();
+            key(&path, error.into_inner().message())
+        })?;
+        raw.check()
+    }
+}
+
+/// Tables are merged, everything else is replaced.
+fn overlay(base: &mut toml::Table, given: toml::Table) {
+    for (name, value) in given {
+        match (base.get_mut(&name), value) {
+            (Some(toml::Value::Table(base)), toml::Value::Table(given)) => overlay(base, given),
+            (_, value) => {
+                base.insert(name, value);
+            }
+        }
+    }
+}
+
+impl Raw {
+    fn check(self) -> Result<Config, ConfigError> {
+        let url = match self.url {
+            Some(url) => url,
+            None => told("url", "https", self.listen)?,
+        };
+        let host = check_url("url", "https://", &url)?;
+        let mut names = self.names;
+        names.push(host);
+        if !self.listen.ip().is_unspecified() {
+            names.push(self.listen.ip().to_string());
+        }
+        names.sort();
+        names.dedup();
+        Ok(Config {
+            netboot: self.netboot.check(&self.state_dir)?,
+            limits: self.lifecycle.limits()?,
+            poll_seconds: at_least("lifecycle.poll_seconds", self.lifecycle.poll_seconds, 1)?,
+            check_in_seconds: at_least(
+                "lifecycle.check_in_seconds",
+                self.lifecycle.check_in_seconds,
+                1,
+            )?,
+            state_dir: self.state_dir,
+            listen: self.listen,
+            url,
+            names,
+            log: self.log,
+        })
+    }
+}
+
+impl RawNetboot {
+    fn check(self, state_dir: &Path) -> Result<Option<NetbootConfig>, ConfigError> {
+        let Some(artifacts) = self.artifacts.clone() else {
+            return Ok(None);
+        };
+        let http_url = match self.http_url.clone() {
+            Some(url) => url,
+            None => told("netboot.http_url", "http", self.http_listen)?,
+        };
+        let host = check_url("netboot.http_url", "http://", &http_url)?;
+        let address = self.address.or_else(|| host.parse().ok());
+        let needed = |wanted: &str| {
+            address.ok_or_else(|| key("netboot.address", format!("is needed for {wanted}")))
+        };
+        let tftp = match self.tftp {
+            true => Some(SocketAddr::from((needed("tftp = true")?, 69))),
+            false => None,
+        };
+        let dhcp = match self.dhcp {
+            RawDhcp::Off => DhcpMode::Off,
+            RawDhcp::Server => DhcpMode::Server(self.server(needed("dhcp = \"server\"")?)?),
+            RawDhcp::Proxy => DhcpMode::Proxy(DhcpProxy {
+                interface: self.interface("proxy")?,
+                address: needed("dhcp = \"proxy\"")?,
+                unknown: self.unknown,
+            }),
+        };
+        Ok(Some(NetbootConfig {
+            artifacts,
+            ipxe: self.ipxe,
+            state_dir: state_dir.to_owned(),
+            http_listen: self.http_listen,
+            http_url,
+            tftp,
+            dhcp,
+        }))
+    }
+
+    fn interface(&self, mode: &str) -> Result<String, ConfigError> {
+        let missing = || {
+            key(
+                "netboot.interface",
+                format!("is needed for dhcp = {mode:?}"),
+            )
+        };
+        self.interface.clone().ok_or_else(missing)
+    }
+
+    fn server(&self, address: Ipv4Addr) -> Result<DhcpServer, ConfigError> {
+        let pool = |end: Option<Ipv4Addr>, path| {
+            end.ok_or_else(|| key(path, "is needed for dhcp = \"server\""))
+        };
+        let start = pool(self.pool_start, "netboot.pool_start")?;
+        let end = pool(self.pool_end, "netboot.pool_end")?;
+        let network = ipnet::Ipv4Net::new(address, self.prefix)
+            .map_err(|_| key("netboot.prefix", "is at most 32"))?;
+        if start > end || !network.contains(&start) || !network.contains(&end) {
+            return Err(key(
+                "netboot.pool_start",
+                format!("{start} to {end} is not a range within {}", network.trunc()),
+            ));
+        }
+        Ok(DhcpServer {
+            interface: self.interface("server")?,
+            address,
+            prefix: self.prefix,
+            pool_start: start,
+            pool_end: end,
+            router: self.router,
+            dns: self.dns.clone(),
+            lease: Duration::from_secs(self.lease_seconds.max(60).into()),
+            unknown: self.unknown,
+        })
+    }
+}
+
+impl RawLifecycle {
+    fn limits(&self) -> Result<Limits, ConfigError> {
+        let seconds = |value: u32| Duration::from_secs(value.max(1).into());
+        at_least(
+            "lifecycle.agent_silence_seconds",
+            self.agent_silence_seconds,
+            self.poll_seconds.saturating_mul(2),
+        )?;
+        at_least(
+            "lifecycle.daemon_silence_seconds",
+            self.daemon_silence_seconds,
+            self.check_in_seconds.saturating_mul(2),
+        )?;
+        Ok(Limits {
+            boot: seconds(self.boot_seconds),
+            step: seconds(self.step_seconds),
+            daemon: seconds(self.daemon_seconds),
+            power: seconds(self.power_seconds),
+            agent_silence: seconds(self.agent_silence_seconds),
+            daemon_silence: seconds(self.daemon_silence_seconds),
+            power_interval: seconds(self.power_interval_seconds),
+            retry_first: seconds(self.retry_first_seconds),
+            retry_max: seconds(self.retry_max_seconds),
+            max_attempts: at_least("lifecycle.max_attempts", self.max_attempts, 1)?,
+        })
+    }
+}
+
+fn at_least(path: &str, value: u32, least: u32) -> Result<u32, ConfigError> {
+    if value >= least {
+        Ok(value)
+    } else {
+        Err(key(
+            path,
+            format!("is {value} and must be at least {least}"),
+        ))
+    }
+}
+
+/// What others are told of an address that is listened on.
+fn told(path: &str, scheme: &str, listen: SocketAddr) -> Result<String, ConfigError> {
+    if listen.ip().is_unspecified() || listen.port() == 0 {
+        return Err(key(
+            path,
+            format!("is needed: {listen} is no address that others could be told"),
+        ));
+    }
+    Ok(format!("{scheme}://{listen}"))
+}
+
+/// The host of a URL without a path.
+fn check_url(path: &str, scheme: &str, url: &str) -> Result<String, ConfigError> {
+    let wrong = || {
+        key(
+            path,
+            format!("{url:?} is not {scheme}host:port without a path"),
+        )
+    };
+    let authority = url.strip_prefix(scheme).ok_or_else(wrong)?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || ".:-[]".contains(c);
+    if authority.is_empty() || !authority.chars().all(plain) {
+        return Err(wrong());
+    }
+    if let Ok(address) = authority.parse::<SocketAddr>() {
+        return Ok(address.ip().to_string());
+    }
+    let bare = authority.trim_matches(['[', ']']);
+    if let Ok(address) = bare.parse::<IpAddr>() {
+        return Ok(address.to_string());
+    }
+    let host = authority
+        .rsplit_once(':')
+        .map_or(authority, |(host, _)| host);
+    Ok(host.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAB: &str = r#"
+        listen = "10.77.0.1:7443"
+        [netboot]
+        artifacts = "/boot"
+        http_listen = "10.77.0.1:7080"
+        dhcp = "server"
+        interface = "br0"
+        pool_start = "10.77.0.100"
+        pool_end = "10.77.0.200"
+    "#;
+
+    #[test]
+    fn a_short_file_is_filled_up_with_what_follows_from_it() {
+        let config = Config::parse(LAB).unwrap();
+        assert_eq!(config.url, "https://10.77.0.1:7443");
+        assert_eq!(config.names, ["10.77.0.1"]);
+        assert_eq!(config.limits, Limits::default());
+        let netboot = config.netboot.unwrap();
+        assert_eq!(netboot.http_url, "http://10.77.0.1:7080");
+        assert_eq!(netboot.tftp, Some("10.77.0.1:69".parse().unwrap()));
+        let DhcpMode::Server(server) = netboot.dhcp else {
+            panic!("not a server: {:?}", netboot.dhcp);
+        };
+        assert_eq!((server.prefix, server.lease), (24, Duration::from_hours(1)));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_its_path() {
+        for (text, path) in [
+            ("listen = 5", "listen"),
+            ("stat_dir = \"x\"", "stat_dir"),
+            ("", "url"),
+            ("url = \"http://x\"", "url"),
+            ("url = \"https://x/y\"", "url"),
+            (
+                "url = \"https://x\"\n[netboot]\nprefxi = 3",
+                "netboot.prefxi",
+            ),
+            (
+                "url = \"https://x\"\n[lifecycle]\npoll_seconds = 60",
+                "lifecycle.agent_silence_seconds",
+            ),
+            (
+                &LAB.replace("10.77.0.200", "10.78.0.200"),
+                "netboot.pool_start",
+            ),
+            (&LAB.replace("interface = \"br0\"", ""), "netboot.interface"),
+        ] {
+            let Err(ConfigError::Key { path: found, what }) = Config::parse(text) else {
+                panic!("accepted: {text}");
+            };
+            assert!(
+                found == path || what.contains(path),
+                "{text}: {found}: {what}"
+            );
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Goes round for every host: decide, act, wait for something to happen. One task a host.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferrite_proto::problem::Problem;
+use jiff::Timestamp;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::change::Change;
+use super::execute::{self, BmcClient, World};
+use super::plan::{Action, Decision, plan};
+use crate::store::Stored;
+
+/// Turns without a wait after which a pause is made: a plan that goes in circles must not take
+/// the whole machine with it.
+const TURNS_AT_ONCE: u32 = 200;
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long to wait when the store fails.
+const STORE_PAUSE: Duration = Duration::from_secs(5);
+/// Look again at least this often: clocks step.
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
+
+/// The tasks of all hosts.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    world: Arc<World>,
+    tasks: std::sync::Mutex<JoinSet<()>>,
+    stop: CancellationToken,
+}
+
+impl Driver {
+    /// Begins with every host that is known.
+    pub(crate) fn start(world: Arc<World>, stop: CancellationToken) -> Self {
+        let names = world.hosts.names();
+        let driver = Self {
+            world,
+            tasks: std::sync::Mutex::default(),
+            stop,
+        };
+        for name in names {
+            driver.drive(name);
+        }
+        driver
+    }
+
+    /// Begins with a host.
+    pub(crate) fn drive(&self, name: String) {
+        let task = HostTask {
+            world: Arc::clone(&self.world),
+            bmc: BmcClient::default(),
+            name,
+        };
+        let mut tasks = self
+            .tasks
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task.run(self.stop.clone()));
+    }
+
+    /// Waits for every task; they end once they are told to stop, each after its present action.
+    pub(crate) async fn join(&self) {
+        let mut tasks = std::mem::take(
+            &mut *self
+                .tasks
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+        );
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+struct HostTask {
+    world: Arc<World>,
+    bmc: BmcClient,
+    name: String,
+}
+
+/// What a turn came to.
+enum Turn {
+    Again,
+    Wait(Option<Timestamp>),
+    Gone,
+}
+
+impl HostTask {
+    async fn run(mut self, stop: CancellationToken) {
+        let mut turns = 0;
+        while let Some(live) = self.world.hosts.live(&self.name) {
+            let turn = tokio::select! {
+                // An action is not cut off at a stop unless it takes long: it can be done again.
+                turn = self.turn() => turn,
+                () = after(&stop, PAUSE) => return,
+            };
+            let pause = match turn {
+                Ok(Turn::Gone) => return,
+                Ok(Turn::Again) if turns < TURNS_AT_ONCE => {
+                    turns += 1;
+                    continue;
+                }
+                Ok(Turn::Again) => {
+                    tracing::error!(host = %self.name, turns, "goes in circles; pausing");
+                    PAUSE
+                }
+                Ok(Turn::Wait(until)) => until.map_or(LONGEST_WAIT, time_to),
+                Err(problem) => {
+                    tracing::error!(host = %self.name, %problem, "cannot go on; trying again");
+                    STORE_PAUSE
+                }
+            };
+            turns = 0;
+            tokio::select! {
+                () = live.wake.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    async fn turn(&mut self) -> Result<Turn, Problem> {
+        let world = Arc::clone(&self.world);
+        let decided = world
+            .hosts
+            .update(&self.name, |change| Ok(decide(change, &world)))
+            .await;
+        let (stored, next) = match decided {
+            Ok(decided) => decided,
+            Err(problem) if world.hosts.live(&self.name).is_none() => {
+                tracing::debug!(host = %self.name, %problem, "gone");
+                return Ok(Turn::Gone);
+            }
+            Err(problem) => return Err(problem),
+        };
+        match next {
+            Next::Turn(turn) => Ok(turn),
+            Next::Outside(action) => self.act(&stored, action).await,
+        }
+    }
+
+    async fn act(&mut self, stored: &Stored, action: Action) -> Result<Turn, Problem> {
+        let started = std::time::Instant::now();
+        execute::outside(&self.world, &mut self.bmc, stored, action).await?;
+        tracing::debug!(host = %self.name, ?action, elapsed = ?started.elapsed(), "acted");
+        Ok(if action == Action::Remove {
+            Turn::Gone
+        } else {
+            Turn::Again
+        })
+    }
+}
+
+/// What follows a decision.
+enum Next {
+    Turn(Turn),
+    Outside(Action),
+}
+
+/// Decides on the record of this very transaction, and changes it where that is all there is to do.
+fn decide(change: &mut Change, world: &World) -> Next {
+    let name = change.record.host.name.clone();
+    let seen = world.hosts.observed(&name, &world.limits);
+    match plan(&change.record, &seen, change.now) {
+        Decision::Wait { reason, until } => {
+            let status = &mut change.record.host.status;
+            if status.waiting_for.as_ref() != Some(&reason) {
+                status.waiting_for = Some(reason);
+            }
+            Next::Turn(Turn::Wait(until))
+        }
+        Decision::Go(state) => {
+            change.enter(state);
+            Next::Turn(Turn::Again)
+        }
+        Decision::Fail(problem) => {
+            change.fail(problem, &world.limits);
+            Next::Turn(Turn::Again)
+        }
+        Decision::Do(action) if execute::in_place(change, action, world) => Next::Turn(Turn::Again),
+        Decision::Do(action) => Next::Outside(action),
+    }
+}
+
+fn time_to(at: Timestamp) -> Duration {
+    let left = at.duration_since(Timestamp::now());
+    Duration::try_from(left)
+        .unwrap_or_default()
+        .clamp(Duration::from_millis(10), LONGEST_WAIT)
+}
+
+async fn after(stop: &CancellationToken, pause: Duration) {
+    stop.cancelled().await;
+    tokio::time::sleep(pause).await;
+}

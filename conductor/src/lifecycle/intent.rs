@@ -1,0 +1,251 @@
+//! What people ask of a host, as changes of its record. Pure; refusals are problems.
+
+use ferrite_proto::api::{AddHost, Provision, UpdateHost};
+use ferrite_proto::host::{BootVia, Host, HostSecrets, HostSpec, HostState, HostStatus};
+use ferrite_proto::problem::{Code, Problem};
+use jiff::Timestamp;
+
+use super::change::Change;
+use super::record::{Deletion, Kept, Record, Runtime, merge_secrets};
+
+/// A new host.
+pub(crate) fn enrol(add: AddHost, uid: String, now: Timestamp) -> Result<Change, Problem> {
+    check_name(&add.name)?;
+    check_spec(&add.spec)?;
+    check_secrets(&add.secrets)?;
+    if add.secrets.bmc_password.is_none() {
+        return Err(invalid(
+            "secrets.bmc_password is missing",
+            "give the password of the BMC's account, with --password-file",
+        ));
+    }
+    let host = Host {
+        name: add.name,
+        uid,
+        version: 0,
+        generation: 1,
+        created: now,
+        spec: add.spec,
+        status: new_status(now),
+    };
+    let run = Runtime {
+        request: 1,
+        ..Runtime::default()
+    };
+    let kept = Kept {
+        host: add.secrets,
+        ..Kept::default()
+    };
+    let mut change = Change::new(Record { host, run }, kept, now);
+    change.event("state", "added: registering");
+    Ok(change)
+}
+
+const fn new_status(now: Timestamp) -> HostStatus {
+    HostStatus {
+        state: HostState::Registering,
+        since: now,
+        observed_generation: 1,
+        power: None,
+        waiting_for: None,
+        step: None,
+        error: None,
+        agent: None,
+        daemon: None,
+        inventory: None,
+        image: None,
+        image_written: None,
+        booted_by: None,
+        timeline: Vec::new(),
+    }
+}
+
+impl Change {
+    /// Sets the image. What is given of cloud-init data replaces what was there; what is not given
+    /// stays, so that a wrong image can be corrected alone. `deprovision` forgets all of it.
+    pub(crate) fn provision(&mut self, asked: Provision) -> Result<(), Problem> {
+        self.refuse_while_deleting()?;
+        asked
+            .image
+            .validate()
+            .map_err(|error| invalid(error.to_string(), "correct the image"))?;
+        check_secrets(&asked.secrets)?;
+        if asked.secrets.bmc_password.is_some() {
+            return Err(invalid(
+                "secrets.bmc_password does not belong here",
+                "change it with `ferrite host set`",
+            ));
+        }
+        let mut spec = self.record.host.spec.clone();
+        spec.image = Some(asked.image);
+        spec.root_device_hints = asked.root_device_hints.unwrap_or(spec.root_device_hints);
+        spec.boot_method = asked.boot_method.unwrap_or(spec.boot_method);
+        let mut secrets = self.kept.host.clone();
+        merge_secrets(&mut secrets, asked.secrets);
+        let same = spec == self.record.host.spec && secrets == self.kept.host;
+        if same && self.record.host.status.error.is_none() && self.record.run.deployment.is_some() {
+            return Ok(());
+        }
+        self.kept.host = secrets;
+        self.set_spec(spec);
+        self.record.run.request += 1;
+        self.event("request", "provision");
+        Ok(())
+    }
+
+    /// Removes the image and the cloud-init data.
+    pub(crate) fn deprovision(&mut self) -> Result<(), Problem> {
+        self.refuse_while_deleting()?;
+        let mut spec = self.record.host.spec.clone();
+        if spec.image.take().is_none() {
+            return Ok(());
+        }
+        self.kept.host = HostSecrets {
+            bmc_password: self.kept.host.bmc_password.take(),
+            ..HostSecrets::default()
+        };
+        self.set_spec(spec);
+        self.record.run.request += 1;
+        self.event("request", "deprovision");
+        Ok(())
+    }
+
+    /// Changes what is wanted, or secrets.
+    pub(crate) fn update(&mut self, asked: UpdateHost) -> Result<(), Problem> {
+        self.refuse_while_deleting()?;
+        let version = self.record.host.version;
+        if let Some(expected) = asked.version.filter(|expected| *expected != version) {
+            return Err(Problem::new(
+                Code::Conflict,
+                format!("the host's version is {version}, not {expected}"),
+                "read the host again and repeat the change",
+            ));
+        }
+        check_secrets(&asked.secrets)?;
+        if asked.secrets.bmc_password.is_some() {
+            self.record.run.registered = false;
+        }
+        let mut secrets = self.kept.host.clone();
+        merge_secrets(&mut secrets, asked.secrets);
+        self.kept.host = secrets;
+        let spec = asked.spec.unwrap_or_else(|| self.record.host.spec.clone());
+        check_spec(&spec)?;
+        self.set_spec(spec);
+        self.event("request", "changed");
+        Ok(())
+    }
+
+    /// Lets the host go.
+    pub(crate) fn delete(&mut self) {
+        if self.record.run.deletion.is_none() {
+            self.record.run.deletion = Some(Deletion::default());
+            self.event("request", "delete");
+        }
+        self.clear_error();
+    }
+
+    fn refuse_while_deleting(&self) -> Result<(), Problem> {
+        if self.record.run.deletion.is_none() {
+            return Ok(());
+        }
+        Err(Problem::new(
+            Code::Conflict,
+            format!("{} is being deleted", self.record.host.name),
+            "wait until it is gone and add it again",
+        ))
+    }
+
+    /// Whatever a person changed is worth another attempt at once.
+    fn set_spec(&mut self, spec: HostSpec) {
+        let old = &self.record.host.spec;
+        if old.bmc != spec.bmc {
+            self.record.run.registered = false;
+        }
+        let deployed_alike = old.image == spec.image
+            && old.root_device_hints == spec.root_device_hints
+            && old.root_device_default == spec.root_device_default
+            && old.boot_method == spec.boot_method;
+        if !deployed_alike {
+            self.record.run.request += 1;
+        }
+        self.record.host.spec = spec;
+        self.record.host.generation += 1;
+        self.clear_error();
+    }
+}
+
+fn invalid(message: impl Into<String>, advice: impl Into<String>) -> Problem {
+    Problem::new(Code::RequestInvalid, message, advice)
+}
+
+fn check_name(name: &str) -> Result<(), Problem> {
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    let good = name.len() <= 63
+        && edge(name.chars().next())
+        && edge(name.chars().next_back())
+        && name.chars().all(inner);
+    if good {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(80).collect();
+    Err(invalid(
+        format!("{shown:?} cannot be a host's name"),
+        "use a-z, 0-9, - and . (not first or last), at most 63",
+    ))
+}
+
+fn check_spec(spec: &HostSpec) -> Result<(), Problem> {
+    if let Some(image) = &spec.image {
+        image
+            .validate()
+            .map_err(|error| invalid(error.to_string(), "correct spec.image"))?;
+    }
+    match (spec.boot_via, spec.boot_mac) {
+        (BootVia::Pxe, None) => Err(invalid(
+            "spec.boot_mac is missing: booting over PXE, the host is known by its MAC",
+            "give --boot-mac, or --boot-via virtual-media",
+        )),
+        (BootVia::Pxe, Some(_)) | (BootVia::VirtualMedia, _) => Ok(()),
+    }
+}
+
+fn check_secrets(secrets: &HostSecrets) -> Result<(), Problem> {
+    let Some(data) = &secrets.network_data else {
+        return Ok(());
+    };
+    serde_json::from_str::<serde::de::IgnoredAny>(data.expose())
+        .map(|_| ())
+        .map_err(|error| {
+            invalid(
+                format!("network data is not JSON: {error}"),
+                "give it in the form of OpenStack's network_data.json",
+            )
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_could_be_mistaken_are_refused() {
+        for good in ["a", "node-1", "r1.rack2", "0"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        let long = "a".repeat(64);
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "A",
+            "a_b",
+            "a/b",
+            "../a",
+            "ä",
+            long.as_str(),
+        ] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+}

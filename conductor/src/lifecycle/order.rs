@@ -1,0 +1,95 @@
+//! The order that is out, in the words of the agent protocol.
+//!
+//! It is made afresh from what is stored each time an agent asks, so the same number always says
+//! the same, and nothing secret is stored twice.
+
+use ferrite_proto::agent_api::{DaemonConfig, Order};
+use ferrite_proto::boot::CaPin;
+use ferrite_proto::problem::{Code, Problem};
+use ferrite_proto::secret::Secret;
+use ferrite_proto::step::{EraseMethod, Step};
+
+use super::StepName;
+use super::record::{Deployment, Kept, Record};
+use crate::cloud_init;
+
+/// How hosts reach this conductor.
+#[derive(Debug, Clone)]
+pub(crate) struct Reach {
+    /// `https://host:port`.
+    pub(crate) url: String,
+    /// Its CA.
+    pub(crate) ca: CaPin,
+}
+
+/// The order that the agent is still to take, if there is one.
+pub(crate) fn to_hand_out(
+    record: &Record,
+    kept: &Kept,
+    reach: &Reach,
+) -> Result<Option<Order>, Problem> {
+    let flow = record.run.workflow.as_ref();
+    let Some((number, name)) = flow.and_then(super::Workflow::to_hand_out) else {
+        return Ok(None);
+    };
+    let step = step(name, record, kept, reach)?;
+    Ok(Some(Order { number, step }))
+}
+
+/// The step behind a name, with all that the agent needs to know.
+pub(crate) fn step(
+    name: StepName,
+    record: &Record,
+    kept: &Kept,
+    reach: &Reach,
+) -> Result<Step, Problem> {
+    match name {
+        StepName::Inspect => Ok(Step::Inspect),
+        StepName::Erase => Ok(Step::Erase {
+            method: EraseMethod::Metadata,
+        }),
+        StepName::WriteImage => deployment(record).map(|deployment| Step::WriteImage {
+            image: deployment.image.clone(),
+            root: deployment.root.clone(),
+        }),
+        StepName::WriteConfigDrive => config_drive(record, kept, reach),
+        StepName::SetBootEntry => deployment(record).map(|deployment| Step::SetBootEntry {
+            root: deployment.root.clone(),
+        }),
+        StepName::Boot => deployment(record).map(|deployment| Step::Boot {
+            root: deployment.root.clone(),
+            method: deployment.method,
+        }),
+        StepName::ReleaseBoot | StepName::AwaitOs => Err(bug("this step is not the agent's")),
+    }
+}
+
+fn deployment(record: &Record) -> Result<&Deployment, Problem> {
+    let deployment = record.run.deployment.as_ref();
+    deployment.ok_or_else(|| bug("there is no deployment under way"))
+}
+
+fn config_drive(record: &Record, kept: &Kept, reach: &Reach) -> Result<Step, Problem> {
+    let credential = kept.credential.as_ref();
+    let credential = credential.ok_or_else(|| bug("the daemon's credential is void already"))?;
+    let daemon = DaemonConfig {
+        url: reach.url.clone(),
+        ca: reach.ca,
+        host: record.host.name.clone(),
+        credential: Secret::new(credential.expose().clone()),
+    };
+    let files = cloud_init::config_drive(&record.host, &kept.host, &daemon)
+        .map_err(|error| error.problem())?;
+    Ok(Step::WriteConfigDrive {
+        root: deployment(record)?.root.clone(),
+        files,
+    })
+}
+
+fn bug(what: &str) -> Problem {
+    Problem::new(
+        Code::Internal,
+        what,
+        "report this; `ferrite host provision` begins the deployment afresh",
+    )
+}

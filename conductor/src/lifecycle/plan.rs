@@ -1,0 +1,485 @@
+//! What to do next with a host: a pure function of what is stored, what is seen, and the time.
+//!
+//! No effects, no clock, no randomness. Whatever is decided here is stored before it is acted on,
+//! and acting on the same decision twice does no harm.
+
+use std::time::Duration;
+
+use ferrite_proto::host::{BootVia, HostState, Power};
+use ferrite_proto::problem::{Code, Problem};
+use jiff::Timestamp;
+
+use super::record::{BootPhase, Deployment, Observed, RamdiskBoot, Record};
+use super::{Kind, Place, StepName, StepRun, StepState, Workflow};
+
+/// How often power is read while it is expected to change.
+const POWER_POLL: Duration = Duration::from_secs(2);
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// Nothing, until something happens or `until` has come.
+    Wait {
+        /// What people read: "waits for …".
+        reason: String,
+        /// When to look again at the latest.
+        until: Option<Timestamp>,
+    },
+    /// Enter another state.
+    Go(HostState),
+    /// Act.
+    Do(Action),
+    /// Note a problem; its class decides what becomes of it.
+    Fail(Problem),
+}
+
+/// What can be done. Each may be done again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Ask the BMC which machine it is, and whether it is on.
+    Identify,
+    /// Ask the BMC whether the machine is on.
+    ReadPower,
+    /// Make a ticket; any agent of before is given up.
+    Arm,
+    /// Put the ISO into the virtual drive.
+    InsertMedia,
+    /// Tell the firmware to boot the ramdisk, once.
+    SetBootOnce,
+    /// Switch on.
+    PowerOn,
+    /// Reset.
+    ForceRestart,
+    /// Switch off.
+    PowerOff,
+    /// Empty the virtual drive, clear the boot override.
+    ReleaseBoot,
+    /// Take the deployment from `spec` and make the daemon's credential.
+    OpenDeployment,
+    /// Begin the steps of the present state.
+    BeginSteps(Kind),
+    /// Make an order of the current step.
+    Order(StepName),
+    /// Have the order that is out stopped.
+    Cancel,
+    /// Give up an agent that went away while nothing was asked of it.
+    ForgetAgent,
+    /// The OS is up: the last step of the deployment is done.
+    OsIsUp,
+    /// Forget the host.
+    Remove,
+}
+
+/// The agent of the ramdisk, as seen from here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Agent {
+    Absent,
+    InTouch { silent_at: Timestamp },
+    Silent,
+}
+
+/// What to do next with the host.
+pub(crate) fn plan(record: &Record, seen: &Observed<'_>, now: Timestamp) -> Decision {
+    let view = View { record, seen, now };
+    if record.run.deletion.is_some() && record.state() != HostState::Deleting {
+        return Decision::Go(HostState::Deleting);
+    }
+    if let Some(wait) = view.held_by_error() {
+        return wait;
+    }
+    match record.state() {
+        HostState::Registering => view.registering(),
+        HostState::Inspecting => view.inspecting(),
+        HostState::Preparing => view.preparing(),
+        HostState::Available => view.available(),
+        HostState::Provisioning => view.provisioning(),
+        HostState::Provisioned => view.provisioned(),
+        HostState::Deprovisioning => view.deprovisioning(),
+        HostState::ExternallyProvisioned => wait("nothing: somebody else provisioned it", None),
+        HostState::Deleting => view.deleting(),
+    }
+}
+
+fn wait(reason: impl Into<String>, until: Option<Timestamp>) -> Decision {
+    Decision::Wait {
+        reason: reason.into(),
+        until,
+    }
+}
+
+/// A time as people read it in a sentence.
+fn clock(at: Timestamp) -> String {
+    at.strftime("%H:%M:%S UTC").to_string()
+}
+
+fn sooner(a: Timestamp, b: Timestamp) -> Option<Timestamp> {
+    Some(a.min(b))
+}
+
+struct View<'a> {
+    record: &'a Record,
+    seen: &'a Observed<'a>,
+    now: Timestamp,
+}
+
+impl View<'_> {
+    fn held_by_error(&self) -> Option<Decision> {
+        let error = self.record.host.status.error.as_ref()?;
+        let what = &error.problem;
+        match error.retry_at {
+            Some(at) if at <= self.now => None,
+            Some(at) => Some(wait(
+                format!(
+                    "the next attempt at {} (attempt {} failed: {what})",
+                    clock(at),
+                    error.attempts
+                ),
+                Some(at),
+            )),
+            None => Some(wait(format!("a person: {what}"), None)),
+        }
+    }
+
+    fn agent(&self) -> Agent {
+        let session = self.record.run.session.as_ref();
+        let Some(session) = session.filter(|session| !session.leaving) else {
+            return Agent::Absent;
+        };
+        let heard = self.seen.agent_seen.unwrap_or(session.hello_at);
+        let silent_at = heard.max(session.hello_at) + self.seen.limits.agent_silence;
+        if silent_at > self.now {
+            Agent::InTouch { silent_at }
+        } else {
+            Agent::Silent
+        }
+    }
+
+    fn registering(&self) -> Decision {
+        if self.record.run.registered {
+            Decision::Go(HostState::Inspecting)
+        } else {
+            Decision::Do(Action::Identify)
+        }
+    }
+
+    fn inspecting(&self) -> Decision {
+        self.steps(Kind::Inspect)
+            .unwrap_or(Decision::Go(HostState::Preparing))
+    }
+
+    fn preparing(&self) -> Decision {
+        if self.record.run.clean || self.cleaning_disabled() {
+            return Decision::Go(HostState::Available);
+        }
+        self.steps(Kind::Clean)
+            .unwrap_or(Decision::Go(HostState::Available))
+    }
+
+    fn cleaning_disabled(&self) -> bool {
+        use ferrite_proto::host::AutomatedCleaning::{Disabled, Metadata};
+        match self.record.host.spec.automated_cleaning {
+            Disabled => true,
+            Metadata => false,
+        }
+    }
+
+    fn available(&self) -> Decision {
+        if self.record.host.spec.image.is_some() {
+            return Decision::Go(HostState::Provisioning);
+        }
+        match self.agent() {
+            Agent::Silent => Decision::Do(Action::ForgetAgent),
+            Agent::InTouch { silent_at } => self
+                .stale_power()
+                .unwrap_or_else(|at| wait("an image to be set", sooner(at, silent_at))),
+            Agent::Absent => self
+                .stale_power()
+                .unwrap_or_else(|at| wait("an image to be set", Some(at))),
+        }
+    }
+
+    fn provisioning(&self) -> Decision {
+        if self.record.host.spec.image.is_none() {
+            return self.leave(HostState::Deprovisioning);
+        }
+        if !self.record.deployed_as_wanted() {
+            return self
+                .call_off()
+                .unwrap_or(Decision::Do(Action::OpenDeployment));
+        }
+        self.steps(Kind::Deploy)
+            .unwrap_or(Decision::Go(HostState::Provisioned))
+    }
+
+    fn provisioned(&self) -> Decision {
+        if !self.record.deployed_as_wanted() {
+            return Decision::Go(HostState::Deprovisioning);
+        }
+        let heard = self.daemon_heard();
+        let silent_at = heard + self.seen.limits.daemon_silence;
+        if silent_at <= self.now {
+            return Decision::Fail(Problem::new(
+                Code::DaemonSilent,
+                format!("the host daemon was last heard at {}", clock(heard)),
+                "look at the host's console and network; this clears by itself when it is back",
+            ));
+        }
+        self.stale_power()
+            .unwrap_or_else(|at| wait("nothing: it runs", sooner(at, silent_at)))
+    }
+
+    fn daemon_heard(&self) -> Timestamp {
+        let stored = self.record.host.status.daemon.as_ref().map(|d| d.seen_at);
+        let since = self.record.host.status.since;
+        stored
+            .max(self.seen.daemon_seen)
+            .unwrap_or(since)
+            .max(since)
+    }
+
+    fn deprovisioning(&self) -> Decision {
+        let next = Decision::Go(HostState::Preparing);
+        if self.record.run.clean {
+            return next;
+        }
+        if self.cleaning_disabled() {
+            // The OS must not go on running, though its disk is kept.
+            return self.ramdisk().unwrap_or(next);
+        }
+        self.steps(Kind::Clean).unwrap_or(next)
+    }
+
+    fn deleting(&self) -> Decision {
+        let Some(deletion) = &self.record.run.deletion else {
+            return Decision::Do(Action::Remove);
+        };
+        // A BMC that never answered has nothing to be let go of.
+        if !self.record.run.registered {
+            return Decision::Do(Action::Remove);
+        }
+        if !deletion.powered_off {
+            return Decision::Do(Action::PowerOff);
+        }
+        if !deletion.released {
+            return Decision::Do(Action::ReleaseBoot);
+        }
+        Decision::Do(Action::Remove)
+    }
+
+    /// Leaves the state once nothing is under way at the agent.
+    fn leave(&self, next: HostState) -> Decision {
+        self.call_off().unwrap_or(Decision::Go(next))
+    }
+
+    /// What it takes to have the order that is out stopped; `None` once none is.
+    fn call_off(&self) -> Option<Decision> {
+        let Agent::InTouch { silent_at } = self.agent() else {
+            return None;
+        };
+        let flow = self.record.run.workflow.as_ref()?;
+        let (_, step) = flow.outstanding()?;
+        if flow.cancelling {
+            let reason = format!("the agent to stop {}", step.as_str());
+            Some(wait(reason, Some(silent_at)))
+        } else {
+            Some(Decision::Do(Action::Cancel))
+        }
+    }
+
+    /// What it takes to go through the steps; `None` once all are done.
+    fn steps(&self, kind: Kind) -> Option<Decision> {
+        let flow = self.record.run.workflow.as_ref();
+        let Some(flow) = flow.filter(|flow| flow.kind == kind) else {
+            return Some(Decision::Do(Action::BeginSteps(kind)));
+        };
+        let step = flow.current()?;
+        Some(match step.name.place() {
+            Place::Agent => self
+                .ramdisk()
+                .unwrap_or_else(|| self.agent_step(flow, step)),
+            Place::Conductor => self.own_step(step.name),
+        })
+    }
+
+    fn agent_step(&self, flow: &Workflow, step: StepRun) -> Decision {
+        let (at, taken) = match step.state {
+            StepState::Pending | StepState::Done { .. } => {
+                return Decision::Do(Action::Order(step.name));
+            }
+            StepState::Ordered { at, .. } => (at, false),
+            StepState::Accepted { at, .. } => (at, true),
+        };
+        let due = at + self.seen.limits.step;
+        let name = step.name.as_str();
+        if due <= self.now {
+            return Decision::Fail(Problem::new(
+                Code::StepTimeout,
+                format!("{name} has not ended within {:?}", self.seen.limits.step),
+                "the ramdisk is booted again and the step repeated; `ferrite host timeline` tells \
+                 how long each step took",
+            ));
+        }
+        let reason = match (flow.cancelling, taken) {
+            (true, _) => format!("the agent to stop {name}"),
+            (false, true) => format!("the agent to end {name}, until {}", clock(due)),
+            (false, false) => format!("the agent to take {name}, until {}", clock(due)),
+        };
+        let until = match self.agent() {
+            Agent::InTouch { silent_at } => sooner(due, silent_at),
+            Agent::Absent | Agent::Silent => Some(due),
+        };
+        wait(reason, until)
+    }
+
+    fn own_step(&self, name: StepName) -> Decision {
+        if name == StepName::ReleaseBoot {
+            return Decision::Do(Action::ReleaseBoot);
+        }
+        self.await_os()
+    }
+
+    /// The agent has said that it starts the OS; now the daemon has the word.
+    fn await_os(&self) -> Decision {
+        use ferrite_proto::agent_api::CloudInitStage::{Absent, Done, Failed, Running};
+        let booting = self.record.run.deployment.as_ref();
+        let since = booting
+            .and_then(|d: &Deployment| d.booting_at)
+            .unwrap_or(self.record.host.status.since);
+        let due = since + self.seen.limits.daemon;
+        let daemon = self.record.host.status.daemon.as_ref();
+        let (waits_for, code) = match daemon.map(|daemon| daemon.cloud_init.stage) {
+            Some(Done | Failed) => return Decision::Do(Action::OsIsUp),
+            Some(Running | Absent) => ("cloud-init to end", Code::CloudInit),
+            None => ("the host daemon's first contact", Code::DaemonSilent),
+        };
+        if due > self.now {
+            return wait(format!("{waits_for}, until {}", clock(due)), Some(due));
+        }
+        Decision::Fail(Problem::new(
+            code,
+            format!(
+                "waited for {waits_for} since {} for {:?}",
+                clock(since),
+                self.seen.limits.daemon
+            ),
+            "look at the host's console; `ferrite host retry` waits once more, `ferrite host \
+             provision` writes the disk anew, `ferrite host deprovision` takes the host back",
+        ))
+    }
+
+    /// What it takes to have an agent in touch; `None` once there is one.
+    fn ramdisk(&self) -> Option<Decision> {
+        match self.agent() {
+            Agent::InTouch { .. } => None,
+            Agent::Absent => Some(self.boot()),
+            Agent::Silent => Some(self.lost_agent()),
+        }
+    }
+
+    /// An agent that was lost is waited for until the first retry: it may come back, and a
+    /// machine that is not reset loses no time.
+    fn lost_agent(&self) -> Decision {
+        let noted = self.record.host.status.error.as_ref();
+        if noted.is_some_and(|error| error.problem.code == Code::AgentLost) {
+            return Decision::Do(Action::Arm);
+        }
+        let flow = self.record.run.workflow.as_ref();
+        match flow.and_then(Workflow::outstanding) {
+            None => Decision::Do(Action::Arm),
+            Some((order, step)) => Decision::Fail(Problem::new(
+                Code::AgentLost,
+                format!(
+                    "the agent has been silent for {:?} in the middle of {} (order {order})",
+                    self.seen.limits.agent_silence,
+                    step.as_str()
+                ),
+                "the ramdisk is booted again and the step repeated; if it goes on, look at the \
+                 host's power and network",
+            )),
+        }
+    }
+
+    /// One firmware boot into the ramdisk, phase by phase.
+    fn boot(&self) -> Decision {
+        if !self.record.run.registered {
+            return Decision::Do(Action::Identify);
+        }
+        let Some(boot) = self.record.run.boot.as_ref().filter(|boot| !boot.used) else {
+            return Decision::Do(Action::Arm);
+        };
+        match (boot.phase, self.record.host.spec.boot_via) {
+            (BootPhase::Armed, BootVia::VirtualMedia) => Decision::Do(Action::InsertMedia),
+            (BootPhase::Armed, BootVia::Pxe) | (BootPhase::MediaIn, _) => {
+                Decision::Do(Action::SetBootOnce)
+            }
+            (BootPhase::OverrideSet, _) => self.switch_on(boot),
+            (BootPhase::PowerAsked { at }, _) => self.await_hello(boot, at),
+        }
+    }
+
+    fn switch_on(&self, boot: &RamdiskBoot) -> Decision {
+        let fresh = self.record.run.power_at.filter(|at| *at >= boot.armed_at);
+        match (fresh, self.record.power()) {
+            (None, _) | (Some(_), None) => Decision::Do(Action::ReadPower),
+            (Some(_), Some(Power::Off)) => Decision::Do(Action::PowerOn),
+            (Some(_), Some(Power::On)) => Decision::Do(Action::ForceRestart),
+        }
+    }
+
+    fn await_hello(&self, boot: &RamdiskBoot, asked: Timestamp) -> Decision {
+        let read = self.record.run.power_at.filter(|at| *at >= asked);
+        let is_on = read.is_some() && self.record.power() == Some(Power::On);
+        if !is_on {
+            return self.await_power(asked);
+        }
+        let due = asked + self.seen.limits.boot;
+        if due > self.now {
+            let reason = format!("the ramdisk to say hello, until {}", clock(due));
+            return wait(reason, Some(due));
+        }
+        let saw = boot.seen.as_deref().unwrap_or("nothing");
+        Decision::Fail(Problem::new(
+            Code::AgentSilent,
+            format!(
+                "no hello from the ramdisk within {:?}; seen of its boot: {saw}",
+                self.seen.limits.boot
+            ),
+            "the host is reset and the ramdisk booted again; look at its console, at the boot \
+             NIC's MAC and cabling, and at its boot mode",
+        ))
+    }
+
+    fn await_power(&self, asked: Timestamp) -> Decision {
+        if asked + self.seen.limits.power <= self.now {
+            return Decision::Fail(Problem::new(
+                Code::BmcPowerStuck,
+                format!(
+                    "the BMC took the request for power at {}, and the host is still off",
+                    clock(asked)
+                ),
+                "look at the BMC's own log and at the power supplies",
+            ));
+        }
+        let next = self.record.run.power_at.unwrap_or(asked).max(asked) + POWER_POLL;
+        if self.record.run.power_at.is_none_or(|at| at < asked) || next <= self.now {
+            return Decision::Do(Action::ReadPower);
+        }
+        wait("the BMC to report that the host is on", Some(next))
+    }
+
+    /// A reading of power when the last is old, else when it will be.
+    fn stale_power(&self) -> Result<Decision, Timestamp> {
+        if !self.record.run.registered {
+            return Ok(Decision::Do(Action::Identify));
+        }
+        let due = self
+            .record
+            .run
+            .power_at
+            .map(|at| at + self.seen.limits.power_interval);
+        match due {
+            Some(due) if due > self.now => Err(due),
+            Some(_) | None => Ok(Decision::Do(Action::ReadPower)),
+        }
+    }
+}

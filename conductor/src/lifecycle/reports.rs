@@ -1,0 +1,268 @@
+//! How a host's record changes by what its agent and its daemon report. Pure.
+
+use ferrite_proto::agent_api::{CheckIn, CloudInitStage, Report};
+use ferrite_proto::host::DaemonStatus;
+use ferrite_proto::problem::{Code, Problem};
+use ferrite_proto::step::{BootMethod, Outcome, Progress};
+
+use super::StepName;
+use super::change::{Change, seconds};
+use super::record::Limits;
+
+const LOG_LINE_CHARS: usize = 1000;
+
+impl Change {
+    /// Takes one report. Reports of orders that are not out are of the past, and change nothing.
+    pub(crate) fn report(&mut self, report: Report, limits: &Limits) {
+        match report {
+            Report::Accepted { order } => self.accepted(order),
+            Report::Progress { order, progress } => self.progress(order, progress),
+            Report::Done {
+                order,
+                outcome,
+                seconds,
+            } => self.done(order, outcome, seconds, limits),
+            Report::Failed { order, problem } => self.failed(order, problem, limits),
+            Report::Log { line } => {
+                let line: String = line.chars().take(LOG_LINE_CHARS).collect();
+                self.event("log", line);
+            }
+            Report::Unknown => self.event("log", "a report of a kind that is not known here"),
+        }
+    }
+
+    fn is_out(&self, order: u64) -> Option<StepName> {
+        let flow = self.record.run.workflow.as_ref()?;
+        flow.outstanding()
+            .filter(|(number, _)| *number == order)
+            .map(|(_, name)| name)
+    }
+
+    fn accepted(&mut self, order: u64) {
+        if let Some(flow) = &mut self.record.run.workflow {
+            flow.accepted(order);
+        }
+    }
+
+    fn progress(&mut self, order: u64, progress: Progress) {
+        if self.is_out(order).is_none() {
+            return;
+        }
+        self.accepted(order);
+        if let Some(step) = &mut self.record.host.status.step {
+            step.progress = progress;
+        }
+    }
+
+    fn done(&mut self, order: u64, outcome: Outcome, took: f64, limits: &Limits) {
+        let Some(name) = self.is_out(order) else {
+            return;
+        };
+        let detail = match self.take_outcome(name, outcome) {
+            Ok(detail) => detail,
+            Err(problem) => return self.failed(order, problem, limits),
+        };
+        let now = self.now;
+        if let Some(flow) = &mut self.record.run.workflow {
+            flow.done(now);
+        }
+        let bytes = detail.bytes;
+        let started = now - seconds(took);
+        self.stages().past(
+            name.as_str(),
+            started,
+            now,
+            bytes,
+            Some(detail.text.clone()),
+        );
+        self.event(
+            "step",
+            format!("order {order}: {} done: {}", name.as_str(), detail.text),
+        );
+        self.clear_error();
+        self.end_running_step();
+        if name == StepName::Boot {
+            self.os_starts();
+        }
+    }
+
+    /// Takes what came of a step; an outcome of another step is a bug of the agent.
+    fn take_outcome(&mut self, name: StepName, outcome: Outcome) -> Result<Detail, Problem> {
+        let status = &mut self.record.host.status;
+        match (name, outcome) {
+            (StepName::Inspect, Outcome::Inspected { inventory }) => {
+                let text = format!("{} disks", inventory.disks.len());
+                status.inventory = Some(inventory);
+                Ok(Detail::text(text))
+            }
+            (StepName::Erase, Outcome::Erased { disks }) => {
+                self.record.run.clean = true;
+                status.image = None;
+                let names: Vec<_> = disks.iter().map(|disk| disk.name.as_str()).collect();
+                let bytes = disks.iter().map(|disk| disk.bytes).sum();
+                Ok(Detail::moved(names.join(", "), bytes))
+            }
+            (StepName::WriteImage, Outcome::ImageWritten(written)) => {
+                let detail = Detail::moved(written.disk.clone(), written.bytes_read);
+                let deployment = self.record.run.deployment.as_ref();
+                status.image = deployment.map(|deployment| deployment.image.clone());
+                status.image_written = Some(written);
+                Ok(detail)
+            }
+            (StepName::WriteConfigDrive, Outcome::ConfigDriveWritten { partition, bytes }) => {
+                Ok(Detail::moved(partition, bytes))
+            }
+            (StepName::SetBootEntry, Outcome::BootEntrySet { detail }) => Ok(Detail::text(detail)),
+            (StepName::Boot, Outcome::Booting { method, detail }) => {
+                let text = match method {
+                    BootMethod::Kexec => format!("kexec: {detail}"),
+                    BootMethod::Reboot => format!("reboot: {detail}"),
+                };
+                status.booted_by = Some(text.clone());
+                Ok(Detail::text(text))
+            }
+            (name, _) => Err(Problem::new(
+                Code::Internal,
+                format!(
+                    "the agent ended {} with another step's outcome",
+                    name.as_str()
+                ),
+                "report this; a ramdisk of the conductor's own version does not do it",
+            )),
+        }
+    }
+
+    /// The agent is on its way out; the rest is the daemon's.
+    fn os_starts(&mut self) {
+        let now = self.now;
+        if let Some(deployment) = &mut self.record.run.deployment {
+            deployment.booting_at = Some(now);
+        }
+        // Its last poll may come again, should the answer be lost: the token stays good.
+        if let Some(session) = &mut self.record.run.session {
+            session.leaving = true;
+        }
+        self.stages().open("boot", now);
+    }
+
+    fn failed(&mut self, order: u64, problem: Problem, limits: &Limits) {
+        let Some(name) = self.is_out(order) else {
+            return;
+        };
+        let Some(flow) = &mut self.record.run.workflow else {
+            return;
+        };
+        let was_asked = flow.cancelling && problem.code == Code::StepCancelled;
+        flow.go_back();
+        self.end_running_step();
+        if was_asked {
+            self.event("step", format!("order {order}: {} stopped", name.as_str()));
+            return;
+        }
+        let message = format!("{}: {}", name.as_str(), problem.message);
+        self.fail(Problem { message, ..problem }, limits);
+    }
+
+    /// The daemon has its key.
+    pub(crate) fn enrolled(&mut self, key_sha256: String) {
+        if let Some(daemon) = &mut self.record.run.daemon {
+            daemon.key_sha256 = Some(key_sha256);
+        }
+        self.event("daemon", "the host daemon enrolled");
+    }
+
+    /// The daemon's heartbeat.
+    pub(crate) fn checked_in(&mut self, report: CheckIn) {
+        self.kept.credential = None;
+        if let Some(daemon) = &mut self.record.run.daemon {
+            daemon.used = true;
+        }
+        let before = self.record.host.status.daemon.take();
+        let booted = before
+            .as_ref()
+            .filter(|status| status.boot_id == report.boot_id)
+            .map_or(self.now - seconds(report.uptime_seconds), |s| s.booted_at);
+        if before.is_none() {
+            self.first_contact(booted, &report);
+        } else if before.is_some_and(|status| status.boot_id != report.boot_id) {
+            self.event("daemon", "the host was booted again");
+        }
+        self.cloud_init_ended(booted, &report);
+        self.record.host.status.daemon = Some(DaemonStatus {
+            seen_at: self.now,
+            boot_id: report.boot_id,
+            booted_at: booted,
+            os: report.os,
+            kernel: report.kernel,
+            agent_version: report.agent_version,
+            cloud_init: report.cloud_init,
+        });
+        let error = self.record.host.status.error.as_ref();
+        if error.is_some_and(|error| error.problem.code == Code::DaemonSilent) {
+            self.clear_error();
+        }
+    }
+
+    /// `booted` is on our clock: the host's own may be wrong.
+    fn first_contact(&mut self, booted: jiff::Timestamp, report: &CheckIn) {
+        let now = self.now;
+        self.drop_agent("the deployed OS runs");
+        self.stages().close("boot", booted, None, None);
+        self.stages()
+            .past("os", booted, now, None, Some(report.kernel.clone()));
+        self.stages().open("cloud-init", now);
+        self.event("daemon", format!("first contact: {}", report.os));
+    }
+
+    fn cloud_init_ended(&mut self, booted: jiff::Timestamp, report: &CheckIn) {
+        let ended = match report.cloud_init.stage {
+            CloudInitStage::Done | CloudInitStage::Failed => self.now,
+            CloudInitStage::Absent | CloudInitStage::Running => return,
+        };
+        // The host's clock may be off ours; the time since its kernel started is not.
+        let after_boot = |at: jiff::Timestamp| booted + at.duration_since(report.booted_at);
+        let ended = report
+            .cloud_init
+            .finished_at
+            .map_or(ended, |at| after_boot(at).min(ended));
+        let source = report.cloud_init.datasource.clone();
+        self.stages().close("cloud-init", ended, None, source);
+    }
+
+    /// cloud-init's errors are for a person to see; the OS runs all the same.
+    pub(super) fn note_cloud_init(&mut self) {
+        let Some(daemon) = &self.record.host.status.daemon else {
+            return;
+        };
+        if daemon.cloud_init.stage != CloudInitStage::Failed {
+            return;
+        }
+        let errors = daemon.cloud_init.errors.join("; ");
+        let problem = Problem::new(
+            Code::CloudInit,
+            format!("cloud-init ended with errors: {errors}"),
+            "the OS runs; see /var/log/cloud-init.log on it, correct the user data and provision \
+             again",
+        );
+        self.fail(problem, &Limits::default());
+    }
+}
+
+/// What is said of a step that is done.
+struct Detail {
+    text: String,
+    bytes: Option<u64>,
+}
+
+impl Detail {
+    const fn text(text: String) -> Self {
+        Self { text, bytes: None }
+    }
+
+    const fn moved(text: String, bytes: u64) -> Self {
+        Self {
+            text,
+            bytes: Some(bytes),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Secrets at rest: XChaCha20-Poly1305 under a key that lies in the state folder, for its owner.
+//!
+//! What this guards is a copy of the database without the key file. Whoever has both has all.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use chacha20poly1305::aead::{Aead, KeyInit, Payload};
+use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+
+use crate::token;
+
+const NONCE: usize = 24;
+
+/// Seals and opens.
+pub(crate) struct Sealer {
+    cipher: XChaCha20Poly1305,
+}
+
+impl fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sealer")
+    }
+}
+
+/// Why secrets cannot be sealed or opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SealError {
+    /// The key file.
+    #[error("cannot {verb} the key of the secrets, {}", path.display())]
+    KeyFile {
+        /// `read` or `write`.
+        verb: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The key file holds something else.
+    #[error("{} is not a key of 32 bytes; put it back from a backup", path.display())]
+    KeyLength {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The key fits no secret of this host.
+    #[error("the secrets of {owner} cannot be opened: sealed under another key, or damaged")]
+    Open {
+        /// Whose.
+        owner: String,
+    },
+    /// Sealing failed.
+    #[error("the secrets of {owner} cannot be sealed")]
+    Seal {
+        /// Whose.
+        owner: String,
+    },
+}
+
+impl Sealer {
+    /// Reads the key, or makes one at the first start.
+    pub(crate) fn load_or_create(path: &Path) -> Result<Self, SealError> {
+        let file = |verb| {
+            move |source| SealError::KeyFile {
+                verb,
+                path: path.to_owned(),
+                source,
+            }
+        };
+        let key = match std::fs::read(path) {
+            Ok(key) => key,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let key: [u8; 32] = rand::random();
+                token::write_private(path, &key).map_err(file("write"))?;
+                key.to_vec()
+            }
+            Err(error) => return Err(file("read")(error)),
+        };
+        let cipher = XChaCha20Poly1305::new_from_slice(&key).map_err(|_| SealError::KeyLength {
+            path: path.to_owned(),
+        })?;
+        Ok(Self { cipher })
+    }
+
+    /// Seals for an owner; it opens for the same owner only.
+    pub(crate) fn seal(&self, owner: &str, clear: &[u8]) -> Result<Vec<u8>, SealError> {
+        let nonce: [u8; NONCE] = rand::random();
+        let payload = Payload {
+            msg: clear,
+            aad: owner.as_bytes(),
+        };
+        let sealed = self
+            .cipher
+            .encrypt(&XNonce::from(nonce), payload)
+            .map_err(|_| SealError::Seal {
+                owner: owner.to_owned(),
+            })?;
+        Ok([nonce.as_slice(), &sealed].concat())
+    }
+
+    /// Opens what was sealed for the owner.
+    pub(crate) fn open(&self, owner: &str, sealed: &[u8]) -> Result<Vec<u8>, SealError> {
+        let error = || SealError::Open {
+            owner: owner.to_owned(),
+        };
+        let (nonce, sealed) = sealed.split_first_chunk::<NONCE>().ok_or_else(error)?;
+        let payload = Payload {
+            msg: sealed,
+            aad: owner.as_bytes(),
+        };
+        self.cipher
+            .decrypt(&XNonce::from(*nonce), payload)
+            .map_err(|_| error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_same_owner_and_key_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("key");
+        let sealer = Sealer::load_or_create(&key).unwrap();
+        let sealed = sealer.seal("a", b"hunter2").unwrap();
+        assert!(!sealed.windows(7).any(|w| w == b"hunter2"));
+        assert_ne!(sealed, sealer.seal("a", b"hunter2").unwrap());
+        let again = Sealer::load_or_create(&key).unwrap();
+        assert_eq!(again.open("a", &sealed).unwrap(), b"hunter2");
+        assert!(again.open("b", &sealed).is_err());
+        assert!(again.open("a", &sealed[..20]).is_err());
+        let other = Sealer::load_or_create(&dir.path().join("other")).unwrap();
+        assert!(other.open("a", &sealed).is_err());
+    }
+}

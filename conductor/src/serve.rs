@@ -1,0 +1,213 @@
+//! Starts everything, joins everything, stops everything.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use ferrite_proto::problem::Code;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{self, App};
+use crate::boots::{Boots, Sighting};
+use crate::config::{Config, LogConfig, LogFormat};
+use crate::hosts::Hosts;
+use crate::lifecycle::driver::Driver;
+use crate::lifecycle::execute::World;
+use crate::lifecycle::order::Reach;
+use crate::netboot::Netboot;
+use crate::seal::Sealer;
+use crate::store::sqlite::Sqlite;
+use crate::{bmc, netboot, tls, token};
+
+/// How long open calls have to end at a stop.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Sets up logs, on standard error.
+pub(crate) fn start_logs(log: &LogConfig) -> anyhow::Result<()> {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env()
+        .or_else(|_| EnvFilter::try_new(&log.filter))
+        .context("log.filter cannot be used")?;
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match log.format {
+        LogFormat::Text => logs.init(),
+        LogFormat::Json => logs.json().init(),
+    }
+    Ok(())
+}
+
+/// Runs until it is told to stop by SIGTERM or SIGINT.
+pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
+    let dir = &config.state_dir;
+    make_state_dir(dir)?;
+    let identity = tls::load_or_create(&dir.join("tls"), &config.names)?;
+    let admin_sha256 = client_files(&config, &identity.ca_pem)?;
+    let reach = Reach {
+        url: config.url.clone(),
+        ca: identity.ca_pin,
+    };
+    let (boots, sightings) = Boots::new(reach.clone());
+    let boots = Arc::new(boots);
+    let sealer = Sealer::load_or_create(&dir.join("secrets.key"))?;
+    let store = Sqlite::open(&dir.join("ferrite.db"), sealer).await?;
+    let hosts = Arc::new(Hosts::load(Arc::new(store), Arc::clone(&boots)).await?);
+    let netboot = start_netboot(&config, &boots).await?;
+    let stop = CancellationToken::new();
+    let world = Arc::new(World {
+        hosts: Arc::clone(&hosts),
+        limits: config.limits.clone(),
+        reach,
+        iso_url: iso_urls(netboot.as_ref()),
+        connect: Box::new(bmc::connect),
+    });
+    let driver = Arc::new(Driver::start(Arc::clone(&world), stop.clone()));
+    let seen = tokio::spawn(note_sightings(Arc::clone(&hosts), sightings, stop.clone()));
+    let app = Arc::new(App {
+        hosts,
+        boots,
+        world,
+        driver: Arc::clone(&driver),
+        admin_sha256,
+        poll_seconds: config.poll_seconds,
+        check_in_seconds: config.check_in_seconds,
+        stop: stop.clone(),
+    });
+    let served = serve_https(&config, identity, app, stop.clone()).await;
+    stop.cancel();
+    driver.join().await;
+    seen.await.context("noting what netboot saw")?;
+    if let Some(netboot) = netboot {
+        netboot.stop().await;
+    }
+    tracing::info!("stopped");
+    served
+}
+
+fn make_state_dir(dir: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("making the state folder {}", dir.display()))
+}
+
+/// Token, CA and `client.toml` for people; made at the first start. Gives the token's digest.
+fn client_files(config: &Config, ca_pem: &str) -> anyhow::Result<String> {
+    let dir = &config.state_dir;
+    let (token_file, ca_file) = (dir.join("admin.token"), dir.join("ca.pem"));
+    let client_file = dir.join("client.toml");
+    let writing = |path: &Path| format!("writing {}", path.display());
+    if !token_file.exists() {
+        let token = token::random();
+        let line = format!("{}\n", token.expose());
+        token::write_private(&token_file, line.as_bytes()).with_context(|| writing(&token_file))?;
+    }
+    token::write_private(&ca_file, ca_pem.as_bytes()).with_context(|| writing(&ca_file))?;
+    let first = !client_file.exists();
+    let client = crate::cli::client::ClientFile {
+        server: config.url.clone(),
+        token_file: std::path::absolute(&token_file)?,
+        ca_file: std::path::absolute(&ca_file)?,
+    };
+    let text = toml::to_string(&client).context("writing client.toml")?;
+    token::write_private(&client_file, text.as_bytes()).with_context(|| writing(&client_file))?;
+    if first {
+        tracing::info!(
+            "to talk to this conductor: FERRITE_CLIENT={} ferrite host list",
+            client_file.display()
+        );
+    }
+    let kept = std::fs::read_to_string(&token_file)
+        .with_context(|| format!("reading {}", token_file.display()))?;
+    anyhow::ensure!(
+        kept.trim().len() >= 32,
+        "{} is too short to be a token: remove it and start again",
+        token_file.display()
+    );
+    Ok(token::sha256(kept.trim()))
+}
+
+async fn start_netboot(config: &Config, boots: &Arc<Boots>) -> anyhow::Result<Option<Netboot>> {
+    let Some(netboot) = config.netboot.clone() else {
+        tracing::warn!("netboot.artifacts is not set: nothing is served to firmware");
+        return Ok(None);
+    };
+    let directory: Arc<dyn netboot::BootDirectory> = Arc::<Boots>::clone(boots);
+    let started = netboot::start(netboot, directory).await;
+    Ok(Some(started.context("starting netboot")?))
+}
+
+/// Where BMCs find ISOs; none without one that was built.
+fn iso_urls(netboot: Option<&Netboot>) -> Box<dyn Fn(&str) -> Option<String> + Send + Sync> {
+    const PLACE: &str = "PLACE";
+    let pattern = netboot.and_then(|netboot| netboot.iso_url(PLACE));
+    Box::new(move |token| Some(pattern.as_ref()?.replace(PLACE, token)))
+}
+
+/// Takes what netboot saw into the hosts' timelines.
+async fn note_sightings(
+    hosts: Arc<Hosts>,
+    mut sightings: mpsc::Receiver<Sighting>,
+    stop: CancellationToken,
+) {
+    loop {
+        let seen = tokio::select! {
+            seen = sightings.recv() => seen,
+            () = stop.cancelled() => return,
+        };
+        let Some(Sighting { host, at, what }) = seen else {
+            return;
+        };
+        let noted = hosts.update(&host, |change| {
+            change.boot_seen(at, &what);
+            Ok(())
+        });
+        match noted.await {
+            Ok(_) => tracing::debug!(%host, what, "seen"),
+            Err(problem) if problem.code == Code::HostNotFound => {}
+            Err(problem) => tracing::warn!(%host, %problem, "what was seen is not noted"),
+        }
+    }
+}
+
+async fn serve_https(
+    config: &Config,
+    identity: tls::Identity,
+    app: Arc<App>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let tls = axum_server::tls_rustls::RustlsConfig::from_config(identity.server);
+    let handle = axum_server::Handle::new();
+    let stopper = tokio::spawn(stop_on_signal(handle.clone(), stop));
+    let service = api::router(app).into_make_service();
+    tracing::info!(listen = %config.listen, url = %config.url, "serving");
+    let served = axum_server::bind_rustls(config.listen, tls)
+        .handle(handle)
+        .serve(service)
+        .await;
+    stopper.abort();
+    served.with_context(|| format!("serving HTTPS on {}", config.listen))
+}
+
+async fn stop_on_signal(
+    handle: axum_server::Handle<std::net::SocketAddr>,
+    stop: CancellationToken,
+) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        tracing::error!("SIGTERM cannot be caught: stop with SIGKILL, nothing is lost by it");
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    tracing::info!("stopping");
+    stop.cancel();
+    handle.graceful_shutdown(Some(GRACE));
+}

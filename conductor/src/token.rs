@@ -1,0 +1,61 @@
+//! Random tokens, and comparing what a caller sent with what we know of one.
+//!
+//! Not here: where tokens are kept. A token that was given out is known only by its digest.
+
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use ferrite_proto::digest::to_hex;
+use ferrite_proto::secret::Secret;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+/// 32 random bytes in base64url: 43 characters of `A-Za-z0-9-_`.
+pub(crate) fn random() -> Secret<String> {
+    Secret::new(BASE64_URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()))
+}
+
+/// Lower-case hex SHA-256.
+pub(crate) fn sha256(text: &str) -> String {
+    to_hex(&Sha256::digest(text.as_bytes()))
+}
+
+/// Whether `text` is what `digest` was made of, in a time that tells nothing.
+pub(crate) fn is(text: &str, digest: &str) -> bool {
+    sha256(text).as_bytes().ct_eq(digest.as_bytes()).into()
+}
+
+/// Writes a file that only its owner reads, whole or not at all.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&beside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&beside, path)?;
+    path.parent()
+        .map_or(Ok(()), |dir| std::fs::File::open(dir)?.sync_all())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_known_by_its_digest_only() {
+        let (one, two) = (random(), random());
+        assert_ne!(one, two);
+        assert_eq!(one.expose().len(), 43);
+        assert!(is(one.expose(), &sha256(one.expose())));
+        assert!(!is(two.expose(), &sha256(one.expose())));
+        assert!(!is("", ""));
+    }
+}
