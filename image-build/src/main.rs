@@ -95,6 +95,9 @@ struct OsArgs {
     /// Size of the raw image, such as 1536MiB
     #[arg(long, default_value = "1536MiB", value_parser = ByteSize::from_str)]
     size: ByteSize,
+    /// Fill the root file system up to this much data, for measurements
+    #[arg(long, value_parser = ByteSize::from_str)]
+    data: Option<ByteSize>,
     /// Directory that keeps downloads and what was made of them
     #[arg(long, default_value = "target/cache")]
     cache: PathBuf,
@@ -190,6 +193,7 @@ fn os_image(args: &OsArgs) -> Result<serde_json::Value> {
     let info = os::build(&os::Request {
         out: &args.out,
         size: args.size.0,
+        data: args.data.map(|data| data.0),
         cache: &args.cache,
         compress: &args.compress,
     })?;

@@ -11,6 +11,7 @@ use crate::esp::{self, EspFile};
 
 mod configuration;
 mod disk;
+mod filler;
 mod grub;
 mod rootfs;
 mod variants;
@@ -27,6 +28,8 @@ const ESP_BYTES: u64 = 16 << 20;
 pub(crate) struct Request<'a> {
     pub(crate) out: &'a Path,
     pub(crate) size: u64,
+    /// How much data the root file system is filled up to; none: as it comes.
+    pub(crate) data: Option<u64>,
     pub(crate) cache: &'a Path,
     pub(crate) compress: &'a [Compression],
 }
@@ -46,6 +49,10 @@ pub(crate) fn build(request: &Request<'_>) -> Result<ImageInfo> {
     let config = grub::config(ROOT_UUID, &release, configuration::KERNEL_ARGUMENTS);
     rootfs::write(&root, "boot/grub/grub.cfg", 0o444, &config)?;
 
+    if let Some(data) = request.data {
+        tracing::info!(bytes = data, "filling the tree");
+        filler::fill(&root, data)?;
+    }
     tracing::info!(bytes = layout.size, "writing the image");
     let partial = work.path.join("disk.raw");
     let file = disk::create(&partial, layout.size)?;

@@ -182,10 +182,7 @@ fn menu_entry(
         format!("\tinitrd\t/boot/initrd.img-{release}"),
         "}".to_owned(),
     ];
-    lines
-        .iter()
-        .map(|line| format!("{indent}{line}\n"))
-        .collect()
+    lines.map(|line| format!("{indent}{line}\n")).concat()
 }
 
 #[cfg(test)]

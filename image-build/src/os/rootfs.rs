@@ -8,7 +8,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-use super::configuration::{APT_SOURCES, ENABLED, EXCLUDED_PATHS, FILES, MASKED, PACKAGES, Text};
+use super::configuration::{
+    APT_SOURCES, ENABLED, EXCLUDED_PATHS, FILES, MASKED, MASKED_GENERATORS, PACKAGES, REMOVED, Text,
+};
 use crate::{artifacts, command};
 
 /// Bootstraps, or takes the cached result of the same arguments; returns the tar file.
@@ -58,22 +60,18 @@ pub(crate) fn unpack(tar: &Path, into: &Path) -> Result<()> {
 
 /// Makes the tree a bootable system and returns its kernel release.
 pub(crate) fn configure(root: &Path, root_uuid: &str) -> Result<String> {
-    for Text { path, mode, text } in FILES {
-        write(root, path, *mode, text)?;
+    for Text {
+        path,
+        mode,
+        content,
+    } in FILES
+    {
+        write(root, path, *mode, content)?;
     }
-    let fstab = format!("UUID={root_uuid} / ext4 errors=remount-ro 0 1\n");
+    // No check at boot: ext4 replays its journal, and a check makes systemd wait for udev first.
+    let fstab = format!("UUID={root_uuid} / ext4 errors=remount-ro 0 0\n");
     write(root, "etc/fstab", 0o644, &fstab)?;
-    let units = root.join("etc/systemd/system");
-    for unit in MASKED {
-        link(Path::new("/dev/null"), &units.join(unit))?;
-    }
-    command::run(
-        Command::new("systemctl")
-            .arg("--root")
-            .arg(root)
-            .arg("enable")
-            .args(ENABLED),
-    )?;
+    choose_units(root)?;
     link(
         Path::new("../run/systemd/resolve/stub-resolv.conf"),
         &root.join("etc/resolv.conf"),
@@ -81,6 +79,28 @@ pub(crate) fn configure(root: &Path, root_uuid: &str) -> Result<String> {
     in_tree(root, "/usr/sbin/update-initramfs", &["-u", "-k", "all"])?;
     clean(root)?;
     kernel_release(root)
+}
+
+/// Enables what the image needs and masks what only costs time.
+fn choose_units(root: &Path) -> Result<()> {
+    let masked = [
+        ("etc/systemd/system", MASKED),
+        ("etc/systemd/system-generators", MASKED_GENERATORS),
+    ];
+    for (dir, names) in masked {
+        let dir = root.join(dir);
+        std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        for name in names {
+            link(Path::new("/dev/null"), &dir.join(name))?;
+        }
+    }
+    command::run(
+        Command::new("systemctl")
+            .arg("--root")
+            .arg(root)
+            .arg("enable")
+            .args(ENABLED),
+    )
 }
 
 /// Runs a program of the tree. Only here, while the image is made: the ramdisk never does this.
@@ -96,6 +116,9 @@ fn in_tree(root: &Path, program: &str, arguments: &[&str]) -> Result<()> {
 
 /// Removes what the bootstrap left and nobody needs.
 fn clean(root: &Path) -> Result<()> {
+    for dir in REMOVED.map(|dir| root.join(dir)) {
+        std::fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
+    }
     for dir in [
         "var/lib/apt/lists",
         "var/cache/apt",
