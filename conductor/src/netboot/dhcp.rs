@@ -8,7 +8,9 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 
-use dhcproto::v4::{DhcpOption, DhcpOptions, Flags, Message, MessageType, Opcode, OptionCode};
+use dhcproto::v4::{
+    DhcpOption, DhcpOptions, Flags, Message, MessageType, Opcode, OptionCode, UnknownOption,
+};
 use dhcproto::{Decodable, Decoder, Encodable};
 use ferrite_proto::mac::Mac;
 use tokio::net::UdpSocket;
@@ -33,6 +35,8 @@ pub(super) enum Mode {
     Server(DhcpServer, Arc<Leases>),
     /// With boot information alone.
     Proxy(DhcpProxy),
+    /// Not at all.
+    Off,
 }
 
 /// What every answer needs.
@@ -180,7 +184,7 @@ impl Dhcp {
             {
                 self.boot_information(&query, MessageType::Offer, config.address)
             }
-            Mode::Server(..) | Mode::Proxy(_) => None,
+            Mode::Server(..) | Mode::Proxy(_) | Mode::Off => None,
         }
     }
 
@@ -284,6 +288,11 @@ impl Dhcp {
         let file = self.boot_file(query)?;
         options.insert(DhcpOption::TFTPServerName(address.to_string().into_bytes()));
         options.insert(DhcpOption::BootfileName(file.clone().into_bytes()));
+        if query.client == Client::Ipxe && matches!(self.mode, Mode::Server(..)) {
+            // iPXE's own option `no-pxedhcp`: it need not wait 3 seconds for a proxy's offer.
+            let no_proxy = UnknownOption::new(OptionCode::from(175), vec![0xb0, 1, 1]);
+            options.insert(DhcpOption::Unknown(no_proxy));
+        }
         if query.client == Client::Firmware(FirmwareArch::UefiX64Http) {
             // UEFI takes an HTTP URL only from a server that says it means HTTP.
             options.insert(DhcpOption::ClassIdentifier(b"HTTPClient".to_vec()));

@@ -5,6 +5,7 @@
 //! served is told to it. Firmware and iPXE speak plain HTTP only, so a ticket goes out only to
 //! the address that its host's MAC has leased.
 
+mod advert;
 mod artifacts;
 mod dhcp;
 mod http;
@@ -274,28 +275,44 @@ pub(crate) async fn start(
         tasks.spawn(tftp::run(socket, first_stage, stop.clone(), served));
     }
     let mode = match (config.dhcp, leases) {
-        (DhcpMode::Server(server), Some(leases)) => Some(dhcp::Mode::Server(server, leases)),
-        (DhcpMode::Proxy(proxy), _) => Some(dhcp::Mode::Proxy(proxy)),
-        (DhcpMode::Server(_) | DhcpMode::Off, _) => None,
+        (DhcpMode::Server(server), Some(leases)) => dhcp::Mode::Server(server, leases),
+        (DhcpMode::Proxy(proxy), _) => dhcp::Mode::Proxy(proxy),
+        (DhcpMode::Server(_) | DhcpMode::Off, _) => dhcp::Mode::Off,
     };
-    if let Some(mode) = mode {
-        let http_url = config.http_url;
-        let dhcp_server = Arc::new(dhcp::Dhcp {
-            mode,
-            http_url,
-            directory,
-        });
-        for (socket, port) in dhcp {
-            let server = Arc::clone(&dhcp_server);
-            tasks.spawn(dhcp::run(server, socket, port, stop.clone()));
-        }
-    }
+    let answers = dhcp::Dhcp {
+        mode,
+        http_url: config.http_url,
+        directory,
+    };
+    spawn_dhcp(&tasks, answers, dhcp, &stop);
     tasks.close();
     Ok(Netboot {
         iso_base,
         stop,
         tasks,
     })
+}
+
+fn spawn_dhcp(
+    tasks: &TaskTracker,
+    answers: dhcp::Dhcp,
+    sockets: Vec<(UdpSocket, u16)>,
+    stop: &CancellationToken,
+) {
+    if let dhcp::Mode::Server(server, _) = &answers.mode {
+        match advert::socket(&server.interface) {
+            Ok(socket) => {
+                let directory = Arc::clone(&answers.directory);
+                tasks.spawn(advert::run(directory, server.unknown, socket, stop.clone()));
+            }
+            // Without IPv6 here all works as well, only iPXE takes longer.
+            Err(error) => tracing::info!(%error, "netboot: iPXE will wait for an IPv6 router"),
+        }
+    }
+    let answers = Arc::new(answers);
+    for (socket, port) in sockets {
+        tasks.spawn(dhcp::run(Arc::clone(&answers), socket, port, stop.clone()));
+    }
 }
 
 impl Netboot {
