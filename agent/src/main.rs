@@ -5,6 +5,8 @@
 
 mod boot;
 mod conductor;
+mod daemon;
+mod disk;
 mod inspect;
 mod kernel;
 mod ramdisk;
@@ -29,6 +31,8 @@ enum Life {
     /// The child of PID 1 in the ramdisk; started by it alone.
     #[command(hide = true)]
     Worker,
+    /// The host daemon on a deployed OS
+    Daemon(daemon::DaemonArgs),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +43,7 @@ fn main() -> ExitCode {
     log_to_stderr();
     let result = match Arguments::parse().life {
         Life::Worker => ramdisk::worker::run(),
+        Life::Daemon(args) => daemon::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
