@@ -57,6 +57,21 @@ pub(crate) trait Kernel: Debug + Send + Sync {
         let _ = file;
         Err(unsupported())
     }
+    /// Size and logical sector of a block device, bytes.
+    fn disk_geometry(&self, device: &File) -> io::Result<(u64, u64)> {
+        let _ = device;
+        Err(unsupported())
+    }
+    /// Makes a range of a block device read back as zeros; the kernel writes them if it must.
+    fn zero_out(&self, device: &File, offset: u64, bytes: u64) -> io::Result<()> {
+        let _ = (device, offset, bytes);
+        Err(unsupported())
+    }
+    /// Has the kernel read a block device's partitions again.
+    fn reread_partitions(&self, device: &File) -> io::Result<()> {
+        let _ = device;
+        Err(unsupported())
+    }
 }
 
 fn unsupported() -> io::Error {
@@ -96,6 +111,14 @@ pub(crate) struct Linux;
 mod ioctl {
     nix::ioctl_read!(get_flags, b'f', 1, libc::c_long);
     nix::ioctl_write_ptr!(set_flags, b'f', 2, libc::c_long);
+    nix::ioctl_read!(disk_bytes, 0x12, 114, u64);
+    nix::ioctl_read_bad!(disk_sector, nix::request_code_none!(0x12, 104), libc::c_int);
+    nix::ioctl_write_ptr_bad!(
+        zero_out,
+        nix::request_code_none!(0x12, 127),
+        [u64; 2]
+    );
+    nix::ioctl_none!(reread_partitions, 0x12, 95);
 }
 
 /// `KEXEC_FILE_NO_INITRAMFS`.
@@ -183,6 +206,29 @@ impl Kernel for Linux {
         flags &= !IMMUTABLE;
         // SAFETY: the descriptor is open and the kernel only reads `flags`.
         unsafe { ioctl::set_flags(file.as_raw_fd(), &raw const flags) }?;
+        Ok(())
+    }
+
+    fn disk_geometry(&self, device: &File) -> io::Result<(u64, u64)> {
+        let (mut bytes, mut sector) = (0_u64, 0);
+        // SAFETY: the descriptor is open and BLKGETSIZE64 writes one u64.
+        unsafe { ioctl::disk_bytes(device.as_raw_fd(), &raw mut bytes) }?;
+        // SAFETY: the descriptor is open and BLKSSZGET writes one int.
+        unsafe { ioctl::disk_sector(device.as_raw_fd(), &raw mut sector) }?;
+        let sector = u64::try_from(sector).map_err(|_| io::ErrorKind::InvalidData)?;
+        Ok((bytes, sector))
+    }
+
+    fn zero_out(&self, device: &File, offset: u64, bytes: u64) -> io::Result<()> {
+        let range = [offset, bytes];
+        // SAFETY: the descriptor is open and BLKZEROOUT reads two u64; it changes no memory.
+        unsafe { ioctl::zero_out(device.as_raw_fd(), &raw const range) }?;
+        Ok(())
+    }
+
+    fn reread_partitions(&self, device: &File) -> io::Result<()> {
+        // SAFETY: the descriptor is open and BLKRRPART takes no argument.
+        unsafe { ioctl::reread_partitions(device.as_raw_fd()) }?;
         Ok(())
     }
 }

@@ -27,6 +27,11 @@ impl Root {
         Self { base: base.into() }
     }
 
+    /// Whether this is the machine itself: only then do system calls tell of the same machine.
+    pub(crate) fn is_system(&self) -> bool {
+        self.base == Path::new("/")
+    }
+
     /// Where a path lies in the tree. A leading `/` is ignored.
     pub(crate) fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
