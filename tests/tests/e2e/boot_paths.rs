@@ -1,0 +1,188 @@
+//! Each way from power-on to a provisioned host: PXE under OVMF and SeaBIOS, virtual media, kexec
+//! and the reboot that it falls back to.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use ferrite_proto::host::HostState;
+use ferrite_tests::machine::Firmware;
+use serde_json::json;
+
+use crate::Scenario;
+use crate::world::{BOOT, DEPLOY, HOST, SOON, World};
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "uefi_pxe_kexec",
+        part: "boot",
+        short: true,
+        run: uefi_pxe_kexec,
+    },
+    Scenario {
+        name: "virtual_media_reboot",
+        part: "boot",
+        short: true,
+        run: virtual_media_reboot,
+    },
+    Scenario {
+        name: "bios_pxe_own_disk",
+        part: "boot",
+        short: true,
+        run: bios_pxe_own_disk,
+    },
+    Scenario {
+        name: "redeploy",
+        part: "redeploy",
+        short: false,
+        run: redeploy,
+    },
+];
+
+/// User data that would crowd out a daemon started by the usual keys.
+const BUSY_USER_DATA: &str = "\
+#cloud-config
+hostname: busy
+bootcmd:
+  - echo USER-BOOTCMD-RAN > /dev/console
+write_files:
+  - path: /etc/ferrite-test
+    content: written
+runcmd:
+  - [sh, -c, 'echo USER-RUNCMD-RAN-$(cat /etc/ferrite-test)-$(hostname) > /dev/console']
+";
+
+/// One firmware boot, and the host daemon starts whatever the user's own user data does.
+fn uefi_pxe_kexec(world: &World) -> Result<()> {
+    let site = world.site("uefi_pxe_kexec", |machine| machine)?;
+    let user_data = site.lab.dir().join("user-data");
+    fs::write(&user_data, BUSY_USER_DATA)?;
+    site.add(&[])?;
+    site.provision(&["--user-data", &user_data.display().to_string()])?;
+    let host = site.wait_provisioned()?;
+    ensure!(
+        site.firmware_boots() == 1,
+        "{} firmware boots",
+        site.firmware_boots()
+    );
+    let booted_by = host
+        .status
+        .booted_by
+        .context("no word of how it was booted")?;
+    ensure!(booted_by.contains("kexec"), "booted by {booted_by}");
+    site.lab.host(1).wait_console("USER-BOOTCMD-RAN", SOON)?;
+    site.lab
+        .host(1)
+        .wait_console("USER-RUNCMD-RAN-written-busy", SOON)?;
+    the_daemon_outlives_a_conductor(&site)
+}
+
+fn the_daemon_outlives_a_conductor(site: &crate::world::Site<'_>) -> Result<()> {
+    site.conductor.kill()?;
+    site.conductor.launch()?;
+    let started = jiff::Timestamp::now();
+    site.conductor.wait(HOST, SOON, |host| {
+        host.status
+            .daemon
+            .as_ref()
+            .is_some_and(|daemon| daemon.seen_at > started)
+    })?;
+    site.wait_state(HostState::Provisioned, SOON).map(drop)
+}
+
+/// No DHCP for the firmware, an ISO of this host's own, and the OS started through the firmware.
+fn virtual_media_reboot(world: &World) -> Result<()> {
+    let site = world.site("virtual_media_reboot", |machine| machine)?;
+    site.add(&["--boot-via", "virtual-media"])?;
+    site.provision(&["--boot-method", "reboot"])?;
+    site.wait_provisioned()?;
+    ensure!(
+        site.firmware_boots() == 2,
+        "{} firmware boots",
+        site.firmware_boots()
+    );
+    ensure!(
+        site.lab.host(1).bmc.media_url().is_none(),
+        "the ISO is still in the drive"
+    );
+    Ok(())
+}
+
+/// Legacy BIOS; and a provisioned host that boots from the network ends on its own disk.
+fn bios_pxe_own_disk(world: &World) -> Result<()> {
+    let site = world.site("bios_pxe_own_disk", |machine| {
+        machine.firmware(Firmware::Bios)
+    })?;
+    site.add(&["--boot-mode", "bios"])?;
+    site.provision(&[])?;
+    let host = site.wait_provisioned()?;
+    ensure!(
+        site.firmware_boots() == 1,
+        "{} firmware boots",
+        site.firmware_boots()
+    );
+    let first_boot = host.status.daemon.context("no daemon")?.boot_id;
+    let once = json!({ "BootSourceOverrideTarget": "Pxe", "BootSourceOverrideEnabled": "Once" });
+    let system = "/redfish/v1/Systems/1";
+    site.lab
+        .redfish(1, "PATCH", system, &json!({ "Boot": once }))?;
+    let reset = format!("{system}/Actions/ComputerSystem.Reset");
+    site.lab
+        .redfish(1, "POST", &reset, &json!({ "ResetType": "ForceRestart" }))?;
+    let again = site.conductor.wait(HOST, DEPLOY, |host| {
+        host.status
+            .daemon
+            .as_ref()
+            .is_some_and(|daemon| daemon.boot_id != first_boot)
+    })?;
+    ensure!(
+        site.firmware_boots() == 2,
+        "{} firmware boots",
+        site.firmware_boots()
+    );
+    ensure!(
+        again.status.state == HostState::Provisioned,
+        "it is {}",
+        again.status.state
+    );
+    Ok(())
+}
+
+/// Deprovision, and provision again: the ramdisk stays up between the two.
+fn redeploy(world: &World) -> Result<()> {
+    let site = world.site("redeploy", |machine| machine)?;
+    site.add(&[])?;
+    site.provision(&[])?;
+    let first = site
+        .wait_provisioned()?
+        .status
+        .daemon
+        .context("no daemon")?
+        .boot_id;
+    site.conductor.cli_ok(&["host", "deprovision", HOST], "")?;
+    site.wait_state(HostState::Available, BOOT)?;
+    ensure!(
+        site.firmware_boots() == 2,
+        "{} firmware boots",
+        site.firmware_boots()
+    );
+    site.provision(&[])?;
+    let second = site
+        .wait_provisioned()?
+        .status
+        .daemon
+        .context("no daemon")?
+        .boot_id;
+    ensure!(first != second, "the same OS run twice");
+    ensure!(
+        site.firmware_boots() == 2,
+        "{} firmware boots",
+        site.firmware_boots()
+    );
+    site.conductor
+        .cli_ok(&["host", "delete", HOST, "--wait"], "")?;
+    ensure!(
+        site.conductor.host(HOST).is_err(),
+        "a deleted host is still there"
+    );
+    Ok(())
+}
