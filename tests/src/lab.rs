@@ -17,6 +17,7 @@ use tokio::runtime::Runtime;
 
 use crate::accel::Accel;
 use crate::bmc::{Bmc, PASSWORD, USER};
+use crate::conductor::target_dir;
 use crate::forward::forward;
 use crate::images::{self, Images};
 use crate::machine::Machine;
@@ -97,7 +98,7 @@ impl Builder {
 
 /// With the ramdisk's kernel where it has been built, else with the one of this machine.
 fn choose_accel() -> Accel {
-    let target = target_dir();
+    let target = target_dir().unwrap_or_else(|_| PathBuf::from("target"));
     let mut kernels = vec![
         target.join("boot/vmlinuz"),
         target.join("lab/artifacts/vmlinuz"),
@@ -111,14 +112,6 @@ fn choose_accel() -> Accel {
     let verdict = crate::accel::choose(&kernels, &target.join("accel.json"));
     tracing::info!(accel = ?verdict.accel, why = verdict.why, "how hosts run");
     verdict.accel
-}
-
-/// Where builds of this workspace go.
-pub fn target_dir() -> PathBuf {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap_or(Path::new("."));
-    workspace.join("target")
 }
 
 /// A running lab.
