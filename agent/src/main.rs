@@ -6,6 +6,7 @@
 mod boot;
 mod conductor;
 mod daemon;
+mod efi;
 mod disk;
 mod inspect;
 mod kernel;

@@ -28,6 +28,11 @@ const MOUNTS: &str = "/run/ferrite/disk";
 /// Longest command line that x86's kernel takes, with its NUL (`COMMAND_LINE_SIZE`).
 const LINE_LIMIT: usize = 2048;
 
+/// What UEFI firmware starts on a disk that it knows nothing of.
+pub(crate) const FALLBACK_LOADER: &str = "/EFI/BOOT/BOOTX64.EFI";
+/// What distributions install, the one that Secure Boot wants first.
+const LOADERS: [&str; 3] = ["shimx64.efi", "grubx64.efi", "systemd-bootx64.efi"];
+
 /// What a boot loader would start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Entry {
@@ -101,6 +106,35 @@ pub(crate) fn load(root: &Root, kernel: &dyn Kernel, disk: &str) -> Result<Strin
     let uefi = root.path("/sys/firmware/efi").exists();
     let choice = choose::choose(&mounts.volumes, uefi)?;
     load_choice(kernel, &choice)
+}
+
+/// The boot loader on a disk's EFI system partition: a distribution's own, else the fallback.
+pub(crate) fn efi_loader(
+    root: &Root,
+    kernel: &dyn Kernel,
+    disk: &str,
+    number: u32,
+) -> Option<String> {
+    let mounts = Mounts::of_disk(root, kernel, disk);
+    let is_it = |volume: &&Volume| {
+        let file = format!("/sys/class/block/{disk}/{}/partition", volume.name);
+        root.text(file).is_ok_and(|text| text == number.to_string())
+    };
+    find_loader(mounts.volumes.iter().find(is_it)?)
+}
+
+fn find_loader(volume: &Volume) -> Option<String> {
+    for loader in LOADERS {
+        for folder in volume.names("/EFI") {
+            let path = format!("/EFI/{folder}/{loader}");
+            if !folder.eq_ignore_ascii_case("boot") && volume.has(&path) {
+                return Some(path);
+            }
+        }
+    }
+    volume
+        .has(FALLBACK_LOADER)
+        .then(|| FALLBACK_LOADER.to_owned())
 }
 
 fn load_choice(kernel: &dyn Kernel, choice: &Choice<'_>) -> Result<String, NoKexec> {
@@ -343,6 +377,25 @@ mod tests {
         let choice = choose::choose(&volumes, false).unwrap();
         let error = load_choice(&Recorder::default(), &choice).unwrap_err();
         assert!(matches!(error, NoKexec::Line));
+    }
+
+    #[test]
+    fn a_distributions_loader_comes_before_the_fallback() {
+        let folder = tempfile::tempdir().unwrap();
+        let fallback = volume(folder.path(), &[("EFI/BOOT/BOOTX64.EFI", "x")]);
+        assert_eq!(
+            find_loader(&fallback).as_deref(),
+            Some("/EFI/BOOT/BOOTX64.EFI")
+        );
+        let files = [
+            ("EFI/debian/grubx64.efi", "x"),
+            ("EFI/BOOT/grubx64.efi", "x"),
+        ];
+        let debian = volume(folder.path(), &files);
+        assert_eq!(
+            find_loader(&debian).as_deref(),
+            Some("/EFI/debian/grubx64.efi")
+        );
     }
 
     #[test]

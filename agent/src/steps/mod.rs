@@ -1,8 +1,10 @@
 //! One verb a file, named as the step. This module only chooses.
 
+mod boot;
 mod inspect;
-
-pub(crate) mod boot;
+mod power_off;
+pub(crate) mod root_disk;
+mod set_boot_entry;
 
 use std::sync::atomic::AtomicBool;
 
@@ -31,10 +33,14 @@ pub(crate) fn run(step: &Step, context: &Context<'_>) -> Result<Outcome, Problem
         Step::Inspect => inspect::run(context),
         Step::Erase { .. }
         | Step::WriteImage { .. }
-        | Step::WriteConfigDrive { .. }
-        | Step::SetBootEntry { .. }
-        | Step::Boot { .. }
-        | Step::PowerOff => Err(unknown(step)),
+        | Step::WriteConfigDrive { .. } => Err(unknown(step)),
+        Step::SetBootEntry { root } => {
+            set_boot_entry::run(&root_disk::find(context.root, root)?.name, context)
+        }
+        Step::Boot { root, method } => {
+            boot::run(&root_disk::find(context.root, root)?.name, *method, context)
+        }
+        Step::PowerOff => Ok(power_off::run()),
     }
 }
 
