@@ -58,11 +58,12 @@ impl ModuleIndex {
             index.paths_by_name.insert(name_of(path), path.to_owned());
             index.dependencies.insert(path.to_owned(), needs);
         }
+        // A pattern may contain spaces (names of boards); a module's name does not.
         let words = alias
             .lines()
-            .filter_map(|line| line.strip_prefix("alias ")?.split_once(' '));
+            .filter_map(|line| line.strip_prefix("alias ")?.trim_end().rsplit_once(' '));
         index.aliases = words
-            .map(|(pattern, name)| (pattern.into(), name.trim().into()))
+            .map(|(pattern, name)| (pattern.into(), name.into()))
             .collect();
         let words = softdep
             .lines()
@@ -191,6 +192,7 @@ alias crypto-crc32c crc32c_generic
 alias crc32c crc32c_intel
 alias fs-ext4 ext4
 alias pci:v00001AF4d*sv*sd*bc*sc*i* loud
+alias dmi*:svnSome Vendor:pn* jbd2
 ";
     const SOFT: &str = "softdep ext4 pre: crc32c\nsoftdep loud pre: nothing-here\n";
     const BUILTIN: &str = "kernel/drivers/input/serio/i8042.ko\n";
@@ -228,6 +230,7 @@ alias pci:v00001AF4d*sv*sd*bc*sc*i* loud
         assert!(!files["modules.dep"].contains("loud"));
         assert!(!files["modules.alias"].contains("loud"));
         assert!(files["modules.alias"].contains("alias fs-ext4 ext4\n"));
+        assert!(files["modules.alias"].contains("alias dmi*:svnSome Vendor:pn* jbd2\n"));
         assert_eq!(files["modules.softdep"], "softdep ext4 pre: crc32c\n");
         assert_eq!(files["modules.builtin"], BUILTIN);
     }

@@ -139,7 +139,6 @@ const BUSES: &[&str] = &[
     "hyperv-keyboard",
     "i8042",
     "atkbd",
-    "psmouse",
 ];
 
 /// File systems of the operating systems that hosts carry, and of boot media.

@@ -70,7 +70,10 @@ fn compress(way: Compression, from: &Path, to: &Path) -> Result<()> {
     let mut input = BufReader::with_capacity(1 << 20, File::open(from)?);
     let mut output = BufWriter::with_capacity(1 << 20, File::create(&partial)?);
     match way {
-        Compression::Zstd => zstd_copy(&mut input, &mut output)?,
+        Compression::Zstd => {
+            let size = input.get_ref().metadata()?.len();
+            zstd_copy(&mut input, &mut output, size)?;
+        }
         Compression::Gzip => {
             let mut encoder = GzEncoder::new(&mut output, flate2::Compression::new(6));
             io::copy(&mut input, &mut encoder)?;
@@ -88,10 +91,12 @@ fn compress(way: Compression, from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Level 10 is where more time stops buying much; the window stays one that any decoder takes.
-fn zstd_copy(input: &mut impl io::Read, output: &mut impl io::Write) -> io::Result<()> {
-    let mut encoder = zstd::stream::Encoder::new(output, 10)?;
+/// The frame says how large the image is, so that a reader can tell before it writes.
+fn zstd_copy(from: &mut impl io::Read, to: &mut impl io::Write, size: u64) -> io::Result<()> {
+    let mut encoder = zstd::stream::Encoder::new(to, 10)?;
+    encoder.set_pledged_src_size(Some(size))?;
     encoder.include_checksum(true)?;
-    io::copy(input, &mut encoder)?;
+    io::copy(from, &mut encoder)?;
     encoder.finish().map(drop)
 }
 
