@@ -12,6 +12,8 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 MUSL := x86_64-unknown-linux-musl
 AGENT := $(TARGET)/ferrite-agent
 CARGO ?= cargo
+# Cargo builds as the caller; only the finished test runs as root.
+E2E := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)" $(CARGO) test -p ferrite-tests --test e2e
 
 .PHONY: demo test test-all bench-deploy lint deps build agent boot os sudo clean help
 
@@ -27,12 +29,12 @@ demo: deps build boot os
 
 test: deps lint
 	$(CARGO) test --workspace --exclude ferrite-tests
-	$(CARGO) test -p ferrite-tests --lib --bins --test tidy
+	$(CARGO) test -p ferrite-tests --lib --bins --test tidy --test lab
 	$(MAKE) build boot os
-	$(SUDO) $(TARGET)/debug/ferrite-e2e --short
+	$(E2E) -- --short
 
 test-all: test
-	$(SUDO) $(TARGET)/debug/ferrite-e2e $(if $(PART),--part $(PART),--all)
+	$(E2E) -- $(if $(PART),--part $(PART),--all)
 
 bench-deploy: deps build boot
 	$(SUDO) $(TARGET)/debug/ferrite-lab bench-deploy
@@ -49,20 +51,22 @@ agent:
 	@if rustup target add $(MUSL) >/dev/null 2>&1 || rustup target list --installed | grep -qx $(MUSL); \
 	then echo "agent: static with musl"; \
 		$(CARGO) build --profile agent --target $(MUSL) -p ferrite-agent && \
-		install -m 755 $(TARGET)/$(MUSL)/agent/ferrite-agent $(AGENT); \
+		install -C -m 755 $(TARGET)/$(MUSL)/agent/ferrite-agent $(AGENT); \
 	else echo "agent: target $(MUSL) cannot be had: static with glibc instead"; \
 		RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
 		$(CARGO) build --profile agent --target x86_64-unknown-linux-gnu -p ferrite-agent && \
-		install -m 755 $(TARGET)/x86_64-unknown-linux-gnu/agent/ferrite-agent $(AGENT); fi
+		install -C -m 755 $(TARGET)/x86_64-unknown-linux-gnu/agent/ferrite-agent $(AGENT); fi
 
-# Kernel, initramfs, UKI and ISO that hosts boot; made again when the agent changed.
-boot: $(BOOT)/manifest.json
+# Kernel, initramfs, UKI and ISO that hosts boot; made again when the agent or the builder changed.
+boot: build
+	@$(MAKE) --no-print-directory $(BOOT)/manifest.json
 $(BOOT)/manifest.json: $(AGENT) $(TARGET)/debug/ferrite-image
 	$(TARGET)/debug/ferrite-image ramdisk --agent $(AGENT) --out $(BOOT)
 
 # The small Debian image that the demo and the tests deploy.
-os: $(OS).json
-$(OS).json: | build
+os: build
+	@$(MAKE) --no-print-directory $(OS).json
+$(OS).json: image-build/src/os.rs $(wildcard image-build/src/os/*.rs)
 	$(SUDO) $(TARGET)/debug/ferrite-image os --out $(OS) --compress zstd
 
 sudo:

@@ -116,13 +116,18 @@ pub fn stop(dir: &Path) -> Result<Vec<String>> {
     let mut ended = Vec::new();
     if let Ok(Answer::Status(status)) = control::ask(dir, &Request::Status) {
         control::ask(dir, &Request::Down)?;
-        let process = format!("/proc/{}", status.pid);
-        crate::lab::wait_until(STOP, || !Path::new(&process).exists())
+        crate::lab::wait_until(STOP, || !runs(status.pid))
             .with_context(|| format!("the lab (pid {}) does not end", status.pid))?;
         ended.push(status.namespace);
     }
     ended.extend(crate::net::reclaim_stale()?);
     Ok(ended)
+}
+
+/// Whether a process is there and no zombie: who started the lab may not wait for it.
+fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
 fn end_on_signals(lab: &Lab, dir: &Path) -> Result<()> {

@@ -90,7 +90,7 @@ fn start_lab(target: &Path, dir: &Path) -> Result<Status> {
         "starting the lab: one powered-off UEFI host behind a virtual Redfish BMC, and a conductor",
     )?;
     let images = target.join("lab");
-    let words: [OsString; 8] = [
+    let words: [OsString; 10] = [
         std::env::current_exe()?.into(),
         "--dir".into(),
         dir.into(),
@@ -98,6 +98,8 @@ fn start_lab(target: &Path, dir: &Path) -> Result<Status> {
         "--conductor".into(),
         "--images".into(),
         images.into(),
+        "--forward".into(),
+        "0".into(),
         "--foreground".into(),
     ];
     let status = crate::daemon::start(&words, dir)?;
