@@ -1,8 +1,8 @@
 //! How guests run: KVM where a guest was seen to run under it, else plain emulation (TCG).
 //!
 //! A `/dev/kvm` that opens proves nothing: there are machines where it does and a stock kernel then
-//! hangs. So a real kernel is booted, and KVM is taken only when that kernel gets to the place where
-//! it looks for its root. The verdict is kept until the machine boots again.
+//! hangs. So a real kernel is booted, and KVM is taken only when that kernel gets to the place
+//! where it looks for its root. The verdict is kept until the machine boots again.
 
 use std::fs;
 use std::path::{Path, PathBuf};

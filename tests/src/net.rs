@@ -80,7 +80,17 @@ impl Namespace {
         ])?;
         self.ip(&["addr", "add", &format!("{SERVER}/24"), "dev", "br0"])?;
         self.ip(&["link", "set", "br0", "up"])?;
+        self.plug_in_bridge()?;
         self.start_thread(lock)
+    }
+
+    /// A switch has link also while every host is off; a bridge only with a port that has it.
+    fn plug_in_bridge(&self) -> Result<()> {
+        self.ip(&[
+            "link", "add", "port0", "type", "veth", "peer", "name", "port1",
+        ])?;
+        self.ip(&["link", "set", "port0", "master", "br0", "up"])?;
+        self.ip(&["link", "set", "port1", "up"])
     }
 
     /// Adds a tap on the bridge.
@@ -123,9 +133,12 @@ impl Namespace {
         wire: impl FnOnce(&mut Command) + Send + 'static,
     ) -> Result<Child> {
         let shown = argv.first().cloned().unwrap_or_default();
+        let name = self.name.clone();
         let child = self.run_in(move || {
             let mut command = Command::new("setpriv");
-            command.args(["--pdeathsig", "KILL", "--"]).args(argv);
+            command.args(["--pdeathsig", "KILL", "--"]);
+            // It is inside already; `ip` adds the /sys that belongs to this network.
+            command.args(["ip", "netns", "exec", &name]).args(argv);
             wire(&mut command);
             command.spawn()
         })?;

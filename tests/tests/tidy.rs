@@ -33,7 +33,7 @@ struct Source {
 impl Source {
     fn new(path: String, text: String) -> Self {
         let code = blank(&text);
-        let file_of_tests = path.ends_with("/tests.rs")
+        let file_of_tests = path.ends_with("tests.rs")
             || CRATES
                 .iter()
                 .any(|name| path.starts_with(&format!("{name}/tests/")));
