@@ -37,6 +37,7 @@ test-all: test
 	$(E2E) -- $(if $(PART),--part $(PART),--all)
 
 bench-deploy: deps build boot
+	@$(MAKE) --no-print-directory $(TARGET)/lab/bench.raw.json
 	$(SUDO) $(TARGET)/debug/ferrite-lab bench-deploy
 
 lint:
@@ -68,6 +69,11 @@ os: build
 	@$(MAKE) --no-print-directory $(OS).json
 $(OS).json: image-build/src/os.rs $(wildcard image-build/src/os/*.rs)
 	$(SUDO) $(TARGET)/debug/ferrite-image os --out $(OS) --compress zstd
+
+# The benchmark's image: 2.5 GiB with 1 GiB of data.
+$(TARGET)/lab/bench.raw.json: image-build/src/os.rs $(wildcard image-build/src/os/*.rs)
+	$(SUDO) $(TARGET)/debug/ferrite-image os --out $(TARGET)/lab/bench.raw --size 2500MiB --data 1GiB \
+		--compress zstd
 
 sudo:
 	@test "$$(id -u)" = 0 || { echo "Ferrite asks for root once: to install Debian packages, to build a \

@@ -184,9 +184,9 @@ pub struct ImageWritten {
     pub digest: Option<String>,
     /// Wall seconds.
     pub seconds: f64,
-    /// Peak resident memory of the agent, bytes (VmHWM).
+    /// Peak resident memory of the agent, bytes (`VmHWM`).
     pub agent_peak_bytes: u64,
-    /// Least memory that was available on the machine meanwhile, bytes (MemAvailable).
+    /// Least memory that was available on the machine meanwhile, bytes (`MemAvailable`).
     pub memory_low_bytes: u64,
 }
 

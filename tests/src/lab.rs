@@ -348,6 +348,23 @@ pub fn wait_until(patience: Duration, mut holds: impl FnMut() -> bool) -> Result
     Ok(())
 }
 
+/// New hosts are blank, so what an earlier lab here knew of its hosts must not meet them.
+fn remove_earlier(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let of_host = name
+            .to_string_lossy()
+            .strip_prefix("host-")
+            .map(|number| number.parse::<u8>());
+        if name == "conductor" || matches!(of_host, Some(Ok(_))) {
+            let path = entry.path();
+            fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
 #[derive(Debug)]
 enum Dir {
     Kept(PathBuf),
@@ -363,6 +380,7 @@ impl Dir {
             Some(path) => {
                 fs::create_dir_all(&path)
                     .with_context(|| format!("creating {}", path.display()))?;
+                remove_earlier(&path)?;
                 Ok(Self::Kept(path.canonicalize()?))
             }
         }

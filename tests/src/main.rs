@@ -49,6 +49,8 @@ enum Task {
     Fault { target: String, rules: Vec<String> },
     /// Follow a host's serial console.
     Console { host: usize },
+    /// Deploy a 2.5 GiB image as raw and in our best form, and print where the time went.
+    BenchDeploy,
     /// Take one virtual host from powered off and unknown to provisioned, before your eyes.
     Demo {
         /// Leave the lab up afterwards.
@@ -117,6 +119,7 @@ fn perform(cli: &Cli) -> Result<()> {
         Task::Status { json } => show(&status(&dir)?, *json),
         Task::Fault { target, rules } => fault(&dir, target, rules),
         Task::Console { host } => console(&status(&dir)?, *host),
+        Task::BenchDeploy => ferrite_tests::bench_deploy::run(),
         Task::Demo { keep } => ferrite_tests::demo::run(*keep),
     }
 }
