@@ -88,7 +88,7 @@ impl Boots {
         entry.mac = stored.record.host.spec.boot_mac;
         entry.powered =
             armed.is_some_and(|boot| matches!(boot.phase, BootPhase::PowerAsked { .. }));
-        entry.iso_token = kept.iso_token.clone();
+        entry.iso_token.clone_from(&kept.iso_token);
         entry.ticket = ticket;
     }
 

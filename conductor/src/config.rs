@@ -227,9 +227,10 @@ impl RawNetboot {
         let needed = |wanted: &str| {
             address.ok_or_else(|| key("netboot.address", format!("is needed for {wanted}")))
         };
-        let tftp = match self.tftp {
-            true => Some(SocketAddr::from((needed("tftp = true")?, 69))),
-            false => None,
+        let tftp = if self.tftp {
+            Some(SocketAddr::from((needed("tftp = true")?, 69)))
+        } else {
+            None
         };
         let dhcp = match self.dhcp {
             RawDhcp::Off => DhcpMode::Off,

@@ -24,7 +24,7 @@ pub(crate) enum Credential {
     /// An agent's token.
     AgentToken,
     /// A daemon's one-time credential.
-    DaemonCredential,
+    Enrolment,
     /// A daemon's key.
     DaemonKey,
 }
@@ -255,7 +255,7 @@ fn credentials(record: &Record) -> Vec<(Credential, String)> {
     }
     if let Some(daemon) = &run.daemon {
         let credential = daemon.credential_sha256.clone();
-        all.push((Credential::DaemonCredential, credential));
+        all.push((Credential::Enrolment, credential));
         let key = daemon.key_sha256.clone();
         all.extend(key.map(|key| (Credential::DaemonKey, key)));
     }

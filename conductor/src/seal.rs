@@ -124,14 +124,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let key = dir.path().join("key");
         let sealer = Sealer::load_or_create(&key).unwrap();
-        let sealed = sealer.seal("a", b"hunter2").unwrap();
-        assert!(!sealed.windows(7).any(|w| w == b"hunter2"));
-        assert_ne!(sealed, sealer.seal("a", b"hunter2").unwrap());
+        let closed = sealer.seal("a", b"hunter2").unwrap();
+        assert!(!closed.windows(7).any(|w| w == b"hunter2"));
+        assert_ne!(closed, sealer.seal("a", b"hunter2").unwrap());
         let again = Sealer::load_or_create(&key).unwrap();
-        assert_eq!(again.open("a", &sealed).unwrap(), b"hunter2");
-        assert!(again.open("b", &sealed).is_err());
-        assert!(again.open("a", &sealed[..20]).is_err());
+        assert_eq!(again.open("a", &closed).unwrap(), b"hunter2");
+        assert!(again.open("b", &closed).is_err());
+        assert!(again.open("a", &closed[..20]).is_err());
         let other = Sealer::load_or_create(&dir.path().join("other")).unwrap();
-        assert!(other.open("a", &sealed).is_err());
+        assert!(other.open("a", &closed).is_err());
     }
 }

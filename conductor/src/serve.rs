@@ -1,5 +1,6 @@
 //! Starts everything, joins everything, stops everything.
 
+use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use crate::boots::{Boots, Sighting};
 use crate::config::{Config, LogConfig, LogFormat};
 use crate::hosts::Hosts;
 use crate::lifecycle::driver::Driver;
-use crate::lifecycle::execute::World;
+use crate::lifecycle::execute::{IsoUrl, World};
 use crate::lifecycle::order::Reach;
 use crate::netboot::Netboot;
 use crate::seal::Sealer;
@@ -32,6 +33,7 @@ pub(crate) fn start_logs(log: &LogConfig) -> anyhow::Result<()> {
         .context("log.filter cannot be used")?;
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match log.format {
         LogFormat::Text => logs.init(),
@@ -143,7 +145,7 @@ async fn start_netboot(config: &Config, boots: &Arc<Boots>) -> anyhow::Result<Op
 }
 
 /// Where BMCs find ISOs; none without one that was built.
-fn iso_urls(netboot: Option<&Netboot>) -> Box<dyn Fn(&str) -> Option<String> + Send + Sync> {
+fn iso_urls(netboot: Option<&Netboot>) -> IsoUrl {
     const PLACE: &str = "PLACE";
     let pattern = netboot.and_then(|netboot| netboot.iso_url(PLACE));
     Box::new(move |token| Some(pattern.as_ref()?.replace(PLACE, token)))

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use ferrite_proto::agent_api::{Hello, HelloReply, Identity, Poll, PollReply, Report};
 use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::secret::Secret;
 
-use super::{Answer, ApiError, App, Body, caller, json};
+use super::{Answer, ApiError, App, Body, caller};
 use crate::hosts::Credential;
 use crate::lifecycle::change::Change;
 use crate::lifecycle::order;
@@ -39,11 +40,11 @@ pub(crate) async fn hello(
     let (_, token) = answered.await?;
     let token = token?;
     app.hosts.heard_agent(&name);
-    json(HelloReply {
+    Ok(Json(HelloReply {
         token,
         host: name,
         poll_seconds: app.poll_seconds,
-    })
+    }))
 }
 
 fn let_in(
@@ -126,18 +127,17 @@ pub(crate) async fn poll(
     let stored = take(&app, &name, poll).await?;
     let reply = reply(&app, &stored)?;
     if !held || reply.order.is_some() || reply.cancel.is_some() {
-        return json(reply);
+        return Ok(Json(reply));
     }
     let reply = hold(&app, &name, stored.record.host.version).await?;
     app.hosts.heard_agent(&name);
-    json(reply)
+    Ok(Json(reply))
 }
 
 /// Takes what an agent reports. A poll without news changes nothing but the first.
 async fn take(app: &App, name: &str, poll: Poll) -> Result<Stored, Problem> {
     let limits = &app.world.limits;
     let taken = app.hosts.update(name, |change| {
-        change.polled();
         let session = change.record.run.session.as_mut();
         let again = session.is_some_and(|session| {
             let again = session.last_sequence == poll.sequence && !poll.reports.is_empty();
@@ -152,6 +152,7 @@ async fn take(app: &App, name: &str, poll: Poll) -> Result<Stored, Problem> {
                 change.report(report, limits);
             }
         }
+        change.polled();
         Ok(())
     });
     taken.await.map(|(stored, ())| stored)
@@ -161,7 +162,7 @@ fn reply(app: &App, stored: &Stored) -> Result<PollReply, Problem> {
     let order = order::to_hand_out(&stored.record, &stored.kept, &app.world.reach)?;
     let flow = stored.record.run.workflow.as_ref();
     let cancel = flow
-        .filter(|flow| flow.cancelling && order.is_none())
+        .filter(|flow| flow.cancelling)
         .and_then(crate::lifecycle::Workflow::outstanding)
         .map(|(number, _)| number);
     Ok(PollReply { order, cancel })

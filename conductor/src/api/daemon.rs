@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use ferrite_proto::agent_api::{CheckIn, CheckInReply, Enroll, EnrollReply};
@@ -9,7 +10,7 @@ use ferrite_proto::host::HostState;
 use ferrite_proto::problem::Problem;
 
 use super::agent::{fits, refused};
-use super::{Answer, App, Body, caller, json};
+use super::{Answer, App, Body, caller};
 use crate::hosts::Credential;
 use crate::lifecycle::change::Change;
 use crate::lifecycle::record::Record;
@@ -28,7 +29,7 @@ pub(crate) async fn enroll(
     Body(request): Body<Enroll>,
 ) -> Answer<EnrollReply> {
     let digest = token::sha256(request.credential.expose());
-    let Some(name) = app.hosts.find(Credential::DaemonCredential, &digest) else {
+    let Some(name) = app.hosts.find(Credential::Enrolment, &digest) else {
         tracing::warn!(identity = ?request.identity, "enrolment with an unknown credential");
         return Err(refused("the daemon's credential is unknown or void").into());
     };
@@ -44,10 +45,10 @@ pub(crate) async fn enroll(
     });
     answered.await?.1?;
     app.hosts.heard_daemon(&name);
-    json(EnrollReply {
+    Ok(Json(EnrollReply {
         host: name,
         check_in_seconds: WHILE_PROVISIONING,
-    })
+    }))
 }
 
 fn let_in(change: &mut Change, request: &Enroll) -> Result<(), Problem> {
@@ -82,9 +83,9 @@ pub(crate) async fn check_in(
         Ok(())
     });
     let (stored, ()) = changed.await?;
-    json(CheckInReply {
+    Ok(Json(CheckInReply {
         check_in_seconds: interval(&app, &stored.record),
-    })
+    }))
 }
 
 fn interval(app: &App, record: &Record) -> u32 {

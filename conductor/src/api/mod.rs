@@ -18,7 +18,6 @@ use axum::{Json, Router};
 use ferrite_proto::agent_api;
 use ferrite_proto::api::ErrorBody;
 use ferrite_proto::problem::{Code, Problem};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::boots::Boots;
@@ -231,7 +230,3 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
 
 /// An answer as JSON.
 pub(crate) type Answer<T> = Result<Json<T>, ApiError>;
-
-fn json<T: Serialize>(value: T) -> Answer<T> {
-    Ok(Json(value))
-}

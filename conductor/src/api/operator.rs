@@ -15,7 +15,7 @@ use ferrite_proto::secret::Secret;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::{Answer, ApiError, App, Body, Query, json};
+use super::{Answer, ApiError, App, Body, Query};
 use crate::lifecycle::{explain as words, intent};
 
 /// Longest that a reader may wait for a change.
@@ -41,7 +41,7 @@ pub(crate) struct Limit {
 /// `GET /v1/hosts`
 pub(crate) async fn list(State(app): State<Arc<App>>) -> Answer<HostList> {
     let hosts = app.hosts.list().await?;
-    json(HostList { hosts })
+    Ok(Json(HostList { hosts }))
 }
 
 /// `POST /v1/hosts`
@@ -82,7 +82,7 @@ pub(crate) async fn get(
             () = app.stop.cancelled() => {}
         }
     }
-    json(app.hosts.get(&name).await?)
+    Ok(Json(app.hosts.get(&name).await?))
 }
 
 /// `PATCH /v1/hosts/{name}`
@@ -95,7 +95,7 @@ pub(crate) async fn update(
         check_bmc(&app, &spec.bmc)?;
     }
     let changed = app.hosts.update(&name, |change| change.update(request));
-    json(app.hosts.shown(changed.await?.0.record))
+    Ok(Json(app.hosts.shown(changed.await?.0.record)))
 }
 
 /// `POST /v1/hosts/{name}/provision`
@@ -105,7 +105,7 @@ pub(crate) async fn provision(
     Body(request): Body<Provision>,
 ) -> Answer<Host> {
     let changed = app.hosts.update(&name, |change| change.provision(request));
-    json(app.hosts.shown(changed.await?.0.record))
+    Ok(Json(app.hosts.shown(changed.await?.0.record)))
 }
 
 /// `POST /v1/hosts/{name}/deprovision`
@@ -116,7 +116,7 @@ pub(crate) async fn deprovision(
     let changed = app
         .hosts
         .update(&name, crate::lifecycle::change::Change::deprovision);
-    json(app.hosts.shown(changed.await?.0.record))
+    Ok(Json(app.hosts.shown(changed.await?.0.record)))
 }
 
 /// `POST /v1/hosts/{name}/retry`
@@ -125,7 +125,7 @@ pub(crate) async fn retry(State(app): State<Arc<App>>, Path(name): Path<String>)
         change.retry();
         Ok(())
     });
-    json(app.hosts.shown(changed.await?.0.record))
+    Ok(Json(app.hosts.shown(changed.await?.0.record)))
 }
 
 /// `GET /v1/hosts/{name}/explain`
@@ -133,7 +133,10 @@ pub(crate) async fn explain(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Answer<Explanation> {
-    json(words::explain(&app.hosts.get(&name).await?))
+    Ok(Json(words::explain(
+        &app.hosts.get(&name).await?,
+        Timestamp::now(),
+    )))
 }
 
 /// `GET /v1/hosts/{name}/events`
@@ -144,7 +147,7 @@ pub(crate) async fn events(
 ) -> Answer<EventList> {
     let limit = query.limit.unwrap_or(100).min(MOST_EVENTS);
     let events = app.hosts.events(&name, limit).await?;
-    json(EventList { events })
+    Ok(Json(EventList { events }))
 }
 
 /// `DELETE /v1/hosts/{name}`
@@ -162,7 +165,7 @@ pub(crate) async fn delete(
 
 /// `GET /v1/version`
 pub(crate) async fn version() -> Answer<Version> {
-    json(Version {
+    Ok(Json(Version {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-    })
+    }))
 }

@@ -251,17 +251,17 @@ pub(crate) struct ImageArgs {
 #[derive(Debug, Args)]
 pub(crate) struct Data {
     /// File with cloud-init user data.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) user_data: Option<PathBuf>,
+    #[arg(long = "user-data", value_name = "FILE")]
+    pub(crate) user: Option<PathBuf>,
     /// File with `network_data.json`.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) network_data: Option<PathBuf>,
+    #[arg(long = "network-data", value_name = "FILE")]
+    pub(crate) network: Option<PathBuf>,
     /// File with cloud-init vendor data.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) vendor_data: Option<PathBuf>,
+    #[arg(long = "vendor-data", value_name = "FILE")]
+    pub(crate) vendor: Option<PathBuf>,
     /// A key for `meta_data.json`.
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub(crate) meta_data: Vec<String>,
+    #[arg(long = "meta-data", value_name = "KEY=VALUE")]
+    pub(crate) meta: Vec<String>,
 }
 
 /// Put an OS on a host.

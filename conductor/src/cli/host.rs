@@ -224,14 +224,14 @@ impl Data {
             let text = path.as_deref().map(|path| read_file(path, "data"));
             text.transpose().map(|text| text.map(Secret::new))
         };
-        let pairs = self.meta_data.iter().map(|text| pair(text));
+        let pairs = self.meta.iter().map(|text| pair(text));
         let meta_data: BTreeMap<_, _> = pairs.collect::<anyhow::Result<_>>()?;
         Ok(HostSecrets {
             bmc_password: None,
-            user_data: read(&self.user_data)?,
-            network_data: read(&self.network_data)?,
+            user_data: read(&self.user)?,
+            network_data: read(&self.network)?,
             meta_data: (!meta_data.is_empty()).then_some(meta_data),
-            vendor_data: read(&self.vendor_data)?,
+            vendor_data: read(&self.vendor)?,
         })
     }
 }

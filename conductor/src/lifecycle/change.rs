@@ -156,6 +156,7 @@ impl Change {
     /// Forgets the problem: a person changed something, or it is over.
     pub(crate) fn clear_error(&mut self) {
         self.record.host.status.error = None;
+        self.record.host.status.waiting_for = None;
     }
 
     fn clear_error_of(&mut self, over: impl Fn(Code) -> bool) {
@@ -238,6 +239,7 @@ impl Change {
     pub(crate) fn power_asked(&mut self, asked: Timestamp) {
         self.boot_phase(BootPhase::PowerAsked { at: self.now });
         let now = self.now;
+        self.record.run.power_asked_at = Some(now);
         self.stages().past("power-on", asked, now, None, None);
         self.stages().open("firmware", now);
         self.event("power", "the BMC took the request to switch on");
@@ -293,8 +295,15 @@ impl Change {
         self.event("agent", "the ramdisk said hello");
     }
 
-    /// The agent polled.
+    /// The agent polled, and its reports are taken. An order that is being called off and that it
+    /// has not taken by now never reached it.
     pub(crate) fn polled(&mut self) {
+        let flow = self.record.run.workflow.as_mut();
+        if let Some(flow) = flow.filter(|flow| flow.cancelling && flow.to_hand_out().is_some()) {
+            flow.go_back();
+            self.end_running_step();
+            self.event("step", "the order is withdrawn before it was taken");
+        }
         self.kept.agent_token = None;
         self.kept.ticket = None;
         if let Some(session) = &mut self.record.run.session {
@@ -327,6 +336,7 @@ impl Change {
 
     pub(super) fn end_running_step(&mut self) {
         self.record.host.status.step = None;
+        self.record.host.status.waiting_for = None;
     }
 
     /// The deployment that is wanted begins.
@@ -378,8 +388,8 @@ impl Change {
                 self.record.run.clean = false;
                 self.record.host.status.image = None;
             }
+            StepName::Erase => self.record.host.status.image = None,
             StepName::Inspect
-            | StepName::Erase
             | StepName::WriteConfigDrive
             | StepName::SetBootEntry
             | StepName::ReleaseBoot

@@ -21,6 +21,9 @@ use crate::token;
 pub(crate) type Connect =
     Box<dyn Fn(&BmcSpec, &Secret<String>) -> Result<Box<dyn Bmc>, BmcError> + Send + Sync>;
 
+/// Where a BMC finds the ISO behind a token, if there is one.
+pub(crate) type IsoUrl = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
 /// What effects need.
 pub(crate) struct World {
     /// The hosts.
@@ -30,7 +33,7 @@ pub(crate) struct World {
     /// How hosts reach us.
     pub(crate) reach: Reach,
     /// Where a BMC finds the ISO behind a token.
-    pub(crate) iso_url: Box<dyn Fn(&str) -> Option<String> + Send + Sync>,
+    pub(crate) iso_url: IsoUrl,
     /// Opens BMCs.
     pub(crate) connect: Connect,
 }
@@ -54,12 +57,11 @@ impl BmcClient {
         let password = password.unwrap_or_else(|| Secret::new(String::new()));
         let same =
             |open: &(BmcSpec, Secret<String>, Box<dyn Bmc>)| open.0 == *spec && open.1 == password;
-        let open = match self.open.take().filter(same) {
-            Some(open) => open,
-            None => {
-                let client = (world.connect)(spec, &password)?;
-                (spec.clone(), password, client)
-            }
+        let open = if let Some(open) = self.open.take().filter(same) {
+            open
+        } else {
+            let client = (world.connect)(spec, &password)?;
+            (spec.clone(), password, client)
         };
         Ok(self.open.insert(open).2.as_ref())
     }
@@ -130,7 +132,7 @@ pub(crate) async fn outside(
         .hosts
         .update(name, |change| {
             match effect {
-                Ok(effect) => note(change, action, effect, asked, limits),
+                Ok(told) => note(change, action, &told, asked, limits),
                 Err(problem) => change.fail(problem, limits),
             }
             Ok(())
@@ -215,7 +217,7 @@ fn iso_url(world: &World, stored: &Stored) -> Result<String, Problem> {
     })
 }
 
-fn note(change: &mut Change, action: Action, told: Told, asked: Timestamp, limits: &Limits) {
+fn note(change: &mut Change, action: Action, told: &Told, asked: Timestamp, limits: &Limits) {
     match (action, told.power) {
         (Action::Identify, Some(power)) => change.identified(told.uuid.as_deref(), power, limits),
         (Action::ReadPower, Some(power)) => change.power_read(power),

@@ -10,11 +10,11 @@ fn clock(at: Timestamp) -> String {
 }
 
 /// Explains the host.
-pub(crate) fn explain(host: &Host) -> Explanation {
+pub(crate) fn explain(host: &Host, now: Timestamp) -> Explanation {
     let status = &host.status;
     let since = clock(status.since);
     match &status.error {
-        Some(error) => of_error(host, error),
+        Some(error) => of_error(host, error, now),
         None => Explanation {
             doing: format!(
                 "{} is {} since {since} and waits for {}.",
@@ -28,8 +28,16 @@ pub(crate) fn explain(host: &Host) -> Explanation {
     }
 }
 
-fn of_error(host: &Host, error: &HostError) -> Explanation {
+fn of_error(host: &Host, error: &HostError, now: Timestamp) -> Explanation {
     let next = match (error.retry_at, error.problem.class()) {
+        (Some(at), _) if at <= now => format!(
+            "It is being tried again, after attempt {}: waits for {}.",
+            error.attempts,
+            host.status
+                .waiting_for
+                .as_deref()
+                .unwrap_or("its next step")
+        ),
         (Some(at), _) => format!(
             "It is tried again at {}; attempt {} failed.",
             clock(at),

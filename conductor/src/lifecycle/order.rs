@@ -28,8 +28,7 @@ pub(crate) fn to_hand_out(
     kept: &Kept,
     reach: &Reach,
 ) -> Result<Option<Order>, Problem> {
-    let flow = record.run.workflow.as_ref();
-    let Some((number, name)) = flow.and_then(super::Workflow::to_hand_out) else {
+    let Some((number, name)) = record.to_hand_out() else {
         return Ok(None);
     };
     let step = step(name, record, kept, reach)?;

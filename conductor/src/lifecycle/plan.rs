@@ -112,10 +112,6 @@ fn clock(at: Timestamp) -> String {
     at.strftime("%H:%M:%S UTC").to_string()
 }
 
-fn sooner(a: Timestamp, b: Timestamp) -> Option<Timestamp> {
-    Some(a.min(b))
-}
-
 struct View<'a> {
     record: &'a Record,
     seen: &'a Observed<'a>,
@@ -191,7 +187,7 @@ impl View<'_> {
             Agent::Silent => Decision::Do(Action::ForgetAgent),
             Agent::InTouch { silent_at } => self
                 .stale_power()
-                .unwrap_or_else(|at| wait("an image to be set", sooner(at, silent_at))),
+                .unwrap_or_else(|at| wait("an image to be set", Some(at.min(silent_at)))),
             Agent::Absent => self
                 .stale_power()
                 .unwrap_or_else(|at| wait("an image to be set", Some(at))),
@@ -225,7 +221,7 @@ impl View<'_> {
             ));
         }
         self.stale_power()
-            .unwrap_or_else(|at| wait("nothing: it runs", sooner(at, silent_at)))
+            .unwrap_or_else(|at| wait("nothing: it runs", Some(at.min(silent_at))))
     }
 
     fn daemon_heard(&self) -> Timestamp {
@@ -325,7 +321,7 @@ impl View<'_> {
             (false, false) => format!("the agent to take {name}, until {}", clock(due)),
         };
         let until = match self.agent() {
-            Agent::InTouch { silent_at } => sooner(due, silent_at),
+            Agent::InTouch { silent_at } => Some(due.min(silent_at)),
             Agent::Absent | Agent::Silent => Some(due),
         };
         wait(reason, until)
@@ -353,7 +349,7 @@ impl View<'_> {
             None => ("the host daemon's first contact", Code::DaemonSilent),
         };
         if due > self.now {
-            return wait(format!("{waits_for}, until {}", clock(due)), Some(due));
+            return self.while_os_starts(waits_for, due);
         }
         Decision::Fail(Problem::new(
             code,
@@ -365,6 +361,20 @@ impl View<'_> {
             "look at the host's console; `ferrite host retry` waits once more, `ferrite host \
              provision` writes the disk anew, `ferrite host deprovision` takes the host back",
         ))
+    }
+
+    /// A machine that lost power on its way into the OS is switched on again: it has all it needs.
+    fn while_os_starts(&self, waits_for: &str, due: Timestamp) -> Decision {
+        let asked = self.record.run.power_asked_at;
+        let lately = asked.filter(|at| *at + self.seen.limits.power_interval > self.now);
+        match (self.stale_power(), self.record.power(), lately) {
+            (Ok(read), _, _) => read,
+            (Err(_), Some(Power::Off), None) => Decision::Do(Action::PowerOn),
+            (Err(next), Some(Power::On | Power::Off) | None, _) => {
+                let reason = format!("{waits_for}, until {}", clock(due));
+                wait(reason, Some(due.min(next)))
+            }
+        }
     }
 
     /// What it takes to have an agent in touch; `None` once there is one.

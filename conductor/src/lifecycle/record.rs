@@ -13,7 +13,7 @@ use ferrite_proto::step::{BootMethod, RootDisk};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::Workflow;
+use super::{Kind, StepName, Workflow};
 
 /// A host as stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +36,8 @@ pub(crate) struct Runtime {
     pub(crate) bmc_uuid: Option<String>,
     /// When power was last read.
     pub(crate) power_at: Option<Timestamp>,
+    /// When the BMC last took a request to switch on.
+    pub(crate) power_asked_at: Option<Timestamp>,
     /// The way to the ramdisk, while it is gone or was last gone.
     pub(crate) boot: Option<RamdiskBoot>,
     /// The agent of this boot of the ramdisk.
@@ -253,6 +255,18 @@ impl Record {
     /// Whether the machine is on, as last read.
     pub(crate) const fn power(&self) -> Option<Power> {
         self.host.status.power
+    }
+
+    /// The order that the agent is still to take. One whose wish has been withdrawn meanwhile is
+    /// withheld.
+    pub(crate) fn to_hand_out(&self) -> Option<(u64, StepName)> {
+        let flow = self.run.workflow.as_ref()?;
+        let wanted = match flow.kind {
+            Kind::Deploy => self.deployed_as_wanted(),
+            Kind::Inspect | Kind::Clean => true,
+        };
+        let withheld = flow.cancelling || !wanted || self.run.deletion.is_some();
+        flow.to_hand_out().filter(|_| !withheld)
     }
 
     /// Whether what is on the host is what is wanted.

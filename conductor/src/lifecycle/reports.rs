@@ -66,19 +66,16 @@ impl Change {
         if let Some(flow) = &mut self.record.run.workflow {
             flow.done(now);
         }
-        let bytes = detail.bytes;
         let started = now - seconds(took);
-        self.stages().past(
-            name.as_str(),
-            started,
-            now,
-            bytes,
-            Some(detail.text.clone()),
-        );
-        self.event(
-            "step",
-            format!("order {order}: {} done: {}", name.as_str(), detail.text),
-        );
+        let (bytes, text) = (detail.bytes, Some(detail.text.clone()));
+        if name == StepName::Boot {
+            // It ends when the deployed kernel starts, of which the daemon tells.
+            self.stages().open_with(name.as_str(), started, text);
+        } else {
+            self.stages().past(name.as_str(), started, now, bytes, text);
+        }
+        let said = format!("order {order}: {} done: {}", name.as_str(), detail.text);
+        self.event("step", said.trim_end_matches([':', ' ']));
         self.clear_error();
         self.end_running_step();
         if name == StepName::Boot {
@@ -142,7 +139,6 @@ impl Change {
         if let Some(session) = &mut self.record.run.session {
             session.leaving = true;
         }
-        self.stages().open("boot", now);
     }
 
     fn failed(&mut self, order: u64, problem: Problem, limits: &Limits) {
@@ -208,6 +204,7 @@ impl Change {
         let now = self.now;
         self.drop_agent("the deployed OS runs");
         self.stages().close("boot", booted, None, None);
+        self.stages().close("firmware", booted, None, None);
         self.stages()
             .past("os", booted, now, None, Some(report.kernel.clone()));
         self.stages().open("cloud-init", now);

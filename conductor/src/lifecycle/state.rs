@@ -10,6 +10,10 @@ pub(crate) struct Edge {
     /// Where to; `None` is a host that is gone.
     pub(crate) to: Option<HostState>,
     /// When it is taken.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "people read it, in the diagram")
+    )]
     pub(crate) when: &'static str,
 }
 

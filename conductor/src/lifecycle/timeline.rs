@@ -19,12 +19,17 @@ impl<'a> Stages<'a> {
 
     /// A stage begins.
     pub(crate) fn open(&mut self, name: &str, at: Timestamp) {
+        self.open_with(name, at, None);
+    }
+
+    /// A stage begins, of which something is known already.
+    pub(crate) fn open_with(&mut self, name: &str, at: Timestamp, detail: Option<String>) {
         self.push(Stage {
             name: name.to_owned(),
             started: at,
             seconds: None,
             bytes: None,
-            detail: None,
+            detail,
         });
     }
 
