@@ -1,6 +1,6 @@
 //! The files of a host's config drive: what cloud-init reads, and what starts our host daemon.
 //!
-//! The form is OpenStack's ConfigDrive version 2 (volume label `config-2`), not NoCloud: the
+//! The form is the `ConfigDrive` version 2 of `OpenStack` (volume label `config-2`), not NoCloud: the
 //! `network_data.json` and user data that Metal3 and Ironic users have work unchanged, and other
 //! readers (Ignition, cloudbase-init) know it too. User, network and vendor data are passed on as
 //! they are; nothing here renders templates or looks inside user data.
@@ -196,8 +196,9 @@ fn their_part(text: &str) -> String {
 
 /// A line that no part contains.
 fn boundary(parts: &[String]) -> String {
-    (0_u32..)
-        .map(|n| format!("ferrite-{n}"))
-        .find(|name| !parts.iter().any(|part| part.contains(name.as_str())))
-        .expect("parts are finite, numbers are not")
+    let mut name = String::from("ferrite");
+    while parts.iter().any(|part| part.contains(&name)) {
+        name.push('x');
+    }
+    name
 }

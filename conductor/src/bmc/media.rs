@@ -116,9 +116,8 @@ pub(super) async fn eject(wire: &Wire, slot: &Slot) -> Result<(), BmcError> {
     let mut tried = 1;
     loop {
         // HPE demands a body, be it an empty one; nobody minds it.
-        let error = match wire.post(action, &json!({})).await {
-            Ok(_) => return Ok(()),
-            Err(error) => error,
+        let Err(error) = wire.post(action, &json!({})).await else {
+            return Ok(());
         };
         let document = wire.get(&slot.path).await?.body;
         if !quirks::is_loaded(&document) {

@@ -6,6 +6,8 @@
 mod address;
 mod error;
 mod media;
+#[cfg(test)]
+mod mock;
 mod quirks;
 mod redfish;
 mod wire;

@@ -2,21 +2,21 @@
 //!
 //! Nothing else in Ferrite asks for a vendor. Where it can be, a defect is met by what the BMC
 //! answers and not by who made it: the same firmware is sold under many names. "Ironic" names the
-//! experience of OpenStack Ironic and sushy with that hardware.
+//! experience of Ironic and sushy with that hardware.
 
 use serde_json::{Map, Value, json};
 
 use super::error::Said;
 
 /// GETs that are worth asking again: any 5xx, and a BMC that says it is not ready.
-/// Ironic: Dell answers SYS518 for minutes after its restart, iLO 400 InvalidOperationForSystemState.
+/// Ironic: Dell answers `SYS518` for minutes after its restart, iLO 400 `InvalidOperationForSystemState`.
 pub(super) fn passes_by_itself(status: u16, said: &Said) -> bool {
     status >= 500 || is_busy(status, said)
 }
 
 /// A refusal that says "nothing was done, come back". Ironic: HPE during POST
-/// (UnableToModifyDuringSystemPOST), iLO (InvalidOperationForSystemState), iDRAC (SYS518),
-/// iDRAC 10 on power-on right after power-off (409 ActionParameterValueConflict).
+/// (`UnableToModifyDuringSystemPOST`), iLO (`InvalidOperationForSystemState`), iDRAC (`SYS518`),
+/// iDRAC 10 on power-on right after power-off (409 `ActionParameterValueConflict`).
 pub(super) fn is_busy(status: u16, said: &Said) -> bool {
     const IDS: [&str; 5] = [
         "UnableToModifyDuringSystemPOST",
@@ -88,7 +88,7 @@ pub(super) fn cd_target(vendor: &str, allowed: &[String]) -> &'static str {
 }
 
 /// Bodies for a boot override, to try in order while they are refused with 4xx. Target, Enabled
-/// and Mode together first: AMI, ASRockRack and Supermicro want all three. HPE Gen9 and others
+/// and Mode together first: AMI, ASRock Rack and Supermicro want all three. HPE Gen9 and others
 /// cannot set a mode; some refuse an `Enabled` that is set already (Ironic).
 pub(super) fn boot_bodies(boot: &Value, target: &str, mode: &str) -> Vec<Value> {
     let full = json!({
@@ -128,7 +128,7 @@ pub(super) fn another_form_may_do(status: u16) -> bool {
     matches!(status, 400 | 405 | 409 | 412 | 415 | 422 | 500 | 501)
 }
 
-/// Whether a slot of a VirtualMedia collection can hold our ISO. Cisco UCS calls its CD a DVD.
+/// Whether a slot of a `VirtualMedia` collection can hold our ISO. Cisco UCS calls its CD a DVD.
 pub(super) fn takes_cds(slot: &Value) -> bool {
     let kinds = slot["MediaTypes"].as_array();
     kinds.is_some_and(|k| k.iter().any(|k| k == "CD" || k == "DVD"))
@@ -136,8 +136,8 @@ pub(super) fn takes_cds(slot: &Value) -> bool {
 
 /// Bodies for `InsertMedia`, to try in order while they are refused. The bare form first:
 /// Supermicro X11 and X12 refuse `Inserted` and `WriteProtected`, which are the defaults anyway.
-/// Then what some demand on top: TransferProtocolType (Cisco, NVIDIA), TransferMethod (AMI's
-/// GeneralError), a user name and password even for none (NVIDIA DGX); at last the long form
+/// Then what some demand on top: `TransferProtocolType` (Cisco, NVIDIA), `TransferMethod` (AMI's
+/// `GeneralError`), a user name and password even for none (NVIDIA DGX); at last the long form
 /// (Ironic, all).
 pub(super) fn insert_bodies(url: &str) -> Vec<Value> {
     let protocol = if url.starts_with("https:") {

@@ -133,7 +133,7 @@ impl Redfish {
         }
     }
 
-    /// What resets the BMC lists, in the action or in its ActionInfo; empty when it lists none.
+    /// What resets the BMC lists, in the action or in its `ActionInfo`; empty when it lists none.
     async fn reset_types(&self, reset: &Value) -> Result<Vec<String>, BmcError> {
         let listed = strings(&reset["ResetType@Redfish.AllowableValues"]);
         let Some(info) = reset["@Redfish.ActionInfo"].as_str() else {
@@ -188,9 +188,8 @@ impl Redfish {
             .flatten()
         {
             for body in bodies {
-                let error = match self.wire.patch(path, body).await {
-                    Ok(_) => return Ok(()),
-                    Err(error) => error,
+                let Err(error) = self.wire.patch(path, body).await else {
+                    return Ok(());
                 };
                 let may_do = matches!(&error, BmcError::Status { status, .. }
                     if quirks::another_form_may_do(*status) || *status == 404);
@@ -306,4 +305,239 @@ fn strings(value: &Value) -> Vec<String> {
     strings
         .filter_map(|v| v.as_str().map(str::to_owned))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bmc::mock::{Mock, Rule};
+    use ferrite_proto::problem::Code;
+    use std::time::Duration;
+
+    const TOKEN: &str = "secret-token-of-a-host";
+
+    fn client(mock: &Mock, password: &str) -> Redfish {
+        let spec = BmcSpec {
+            address: mock.address(),
+            username: "admin".into(),
+            insecure_tls: false,
+        };
+        let patience = Patience {
+            connect: Duration::from_millis(500),
+            read: Duration::from_secs(5),
+            pause: Duration::from_millis(5),
+            tries: 3,
+        };
+        let address = Address::parse(&spec.address).unwrap();
+        let password = Secret::new(password.to_owned());
+        Redfish::with_patience(address, &spec, &password, patience).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_only_system_is_found_with_one_login() {
+        let mock = Mock::start().await;
+        let bmc = client(&mock, "secret");
+        let identity = bmc.identity().await.unwrap();
+        assert_eq!(
+            identity.uuid.as_deref(),
+            Some("00000000-0000-4000-8000-00000000ab01")
+        );
+        assert_eq!(identity.serial.as_deref(), Some("lab-1"));
+        assert_eq!(bmc.power().await.unwrap(), Power::Off);
+        assert_eq!(mock.count("POST /redfish/v1/SessionService/Sessions"), 1);
+    }
+
+    #[tokio::test]
+    async fn several_systems_are_named() {
+        let mock = Mock::start().await;
+        mock.set(
+            "/redfish/v1/Systems/Members/1/@odata.id",
+            json!("/redfish/v1/Systems/2"),
+        );
+        let error = client(&mock, "secret")
+            .power()
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("Systems/1, /redfish/v1/Systems/2"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_wrong_password_is_tried_once_and_needs_a_person() {
+        let mock = Mock::start().await;
+        let problem = client(&mock, "wrong").power().await.unwrap_err().problem();
+        assert_eq!(problem.code, Code::BmcCredentialsRefused);
+        assert!(problem.message.contains(&mock.base()), "{problem}");
+        assert!(problem.message.contains("no such account"), "{problem}");
+        assert_eq!(mock.count("POST /redfish/v1/SessionService/Sessions"), 1);
+        assert_eq!(mock.count("GET /redfish/v1/Systems"), 0);
+    }
+
+    #[tokio::test]
+    async fn a_session_that_ended_is_renewed() {
+        let mock = Mock::start().await;
+        let bmc = client(&mock, "secret");
+        bmc.power().await.unwrap();
+        mock.forget_sessions();
+        bmc.power().await.unwrap();
+        assert_eq!(mock.count("POST /redfish/v1/SessionService/Sessions"), 2);
+    }
+
+    #[tokio::test]
+    async fn without_sessions_the_password_goes_along() {
+        let mock = Mock::start().await;
+        mock.rule(Rule::new("POST /redfish/v1/SessionService/Sessions", 404).always());
+        let bmc = client(&mock, "secret");
+        assert_eq!(bmc.power().await.unwrap(), Power::Off);
+        let problem = client(&mock, "wrong").power().await.unwrap_err().problem();
+        assert_eq!(problem.code, Code::BmcCredentialsRefused);
+    }
+
+    #[tokio::test]
+    async fn a_bmc_that_is_not_there_is_named() {
+        let mock = Mock::start().await;
+        let bmc = client(&mock, "secret");
+        mock.stop().await;
+        let problem = bmc.power().await.unwrap_err().problem();
+        assert_eq!(problem.code, Code::BmcUnreachable);
+        assert!(problem.message.contains(&mock.base()), "{problem}");
+        assert!(problem.message.contains("refused"), "{problem}");
+    }
+
+    #[tokio::test]
+    async fn reading_is_tried_again_and_an_action_that_failed_is_not() {
+        let mock = Mock::start().await;
+        mock.rule(Rule::new("GET /redfish/v1/Systems/1", 500).times(2));
+        let bmc = client(&mock, "secret");
+        bmc.power().await.unwrap();
+        let reset = "POST /redfish/v1/Systems/1/Actions/ComputerSystem.Reset";
+        mock.rule(Rule::new(reset, 500).says("Base.1.12.InternalError", "fan on fire"));
+        let problem = bmc.set_power(PowerAction::On).await.unwrap_err().problem();
+        assert!(
+            problem.message.contains("HTTP 500: fan on fire"),
+            "{problem}"
+        );
+        assert_eq!(mock.count(reset), 1);
+        mock.rule(Rule::new(reset, 400).says("iLO.2.1.UnableToModifyDuringSystemPOST", "POST"));
+        bmc.set_power(PowerAction::On).await.unwrap();
+        assert_eq!(bmc.power().await.unwrap(), Power::On);
+    }
+
+    #[tokio::test]
+    async fn power_is_set_and_not_toggled() {
+        let mock = Mock::start().await;
+        let bmc = client(&mock, "secret");
+        bmc.set_power(PowerAction::ForceOff).await.unwrap();
+        bmc.set_power(PowerAction::On).await.unwrap();
+        bmc.set_power(PowerAction::On).await.unwrap();
+        bmc.set_power(PowerAction::ForceRestart).await.unwrap();
+        bmc.set_power(PowerAction::ForceOff).await.unwrap();
+        assert_eq!(mock.resets(), ["On", "PowerCycle", "ForceOff"]);
+    }
+
+    #[tokio::test]
+    async fn a_restart_of_a_machine_that_is_off_switches_it_on() {
+        let mock = Mock::start().await;
+        let bmc = client(&mock, "secret");
+        bmc.set_power(PowerAction::ForceRestart).await.unwrap();
+        assert_eq!(mock.resets(), ["On"]);
+    }
+
+    #[tokio::test]
+    async fn a_boot_override_is_set_once_and_cleared() {
+        let mock = Mock::start().await;
+        let bmc = client(&mock, "secret");
+        bmc.set_boot_once(BootDevice::Pxe, BootMode::Bios)
+            .await
+            .unwrap();
+        let boot = mock.get("/redfish/v1/Systems/1/Boot");
+        assert_eq!(boot["BootSourceOverrideTarget"], "Pxe");
+        assert_eq!(boot["BootSourceOverrideEnabled"], "Once");
+        assert_eq!(boot["BootSourceOverrideMode"], "Legacy");
+        bmc.clear_boot_override().await.unwrap();
+        let boot = mock.get("/redfish/v1/Systems/1/Boot");
+        assert_eq!(boot["BootSourceOverrideEnabled"], "Disabled");
+    }
+
+    #[tokio::test]
+    async fn a_mode_that_is_refused_is_left_out_and_an_etag_too() {
+        let mock = Mock::start().await;
+        let patch = "PATCH /redfish/v1/Systems/1";
+        mock.rule(Rule::new(patch, 412).times(2));
+        mock.rule(Rule::new(patch, 400).says("Base.1.0.PropertyNotWritable", "no mode"));
+        let bmc = client(&mock, "secret");
+        bmc.set_boot_once(BootDevice::Cd, BootMode::Uefi)
+            .await
+            .unwrap();
+        let boot = mock.get("/redfish/v1/Systems/1/Boot");
+        assert_eq!(boot["BootSourceOverrideTarget"], "Cd");
+        assert_eq!(boot["BootSourceOverrideMode"], "UEFI", "as it was");
+        let etags = mock.etags(patch);
+        assert_eq!(etags[..3], ["W/\"1\"", "\"1\"", ""]);
+    }
+
+    #[tokio::test]
+    async fn stale_media_is_ejected_and_a_missing_parameter_added() {
+        let mock = Mock::start().await;
+        mock.set(
+            "/redfish/v1/Managers/1/VirtualMedia/Cd/Image",
+            json!("http://old/x.iso"),
+        );
+        let insert = "POST /redfish/v1/Managers/1/VirtualMedia/Cd/Actions/VirtualMedia.InsertMedia";
+        let missing = (
+            "Base.1.8.ActionParameterMissing",
+            "TransferProtocolType is missing",
+        );
+        mock.rule(Rule::new(insert, 400).says(missing.0, missing.1));
+        let bmc = client(&mock, "secret");
+        let url = format!("http://10.77.0.1:7080/iso/{TOKEN}/ramdisk.iso");
+        bmc.insert_media(&url).await.unwrap();
+        assert_eq!(
+            mock.get("/redfish/v1/Managers/1/VirtualMedia/Cd/Image"),
+            json!(url)
+        );
+        let eject = "POST /redfish/v1/Managers/1/VirtualMedia/Cd/Actions/VirtualMedia.EjectMedia";
+        assert_eq!(mock.count(eject), 1);
+        assert_eq!(mock.bodies(insert)[1]["TransferProtocolType"], "HTTP");
+        bmc.eject_media().await.unwrap();
+        bmc.eject_media().await.unwrap();
+        assert_eq!(mock.count(eject), 2);
+    }
+
+    #[tokio::test]
+    async fn refused_media_is_explained_without_the_token() {
+        let mock = Mock::start().await;
+        let insert = "POST /redfish/v1/Managers/1/VirtualMedia/Cd/Actions/VirtualMedia.InsertMedia";
+        let url = format!("http://10.77.0.1:7080/iso/{TOKEN}/ramdisk.iso");
+        let said = format!("cannot fetch {url}");
+        mock.rule(
+            Rule::new(insert, 400)
+                .says("Base.1.8.GeneralError", &said)
+                .always(),
+        );
+        let error = client(&mock, "secret")
+            .insert_media(&url)
+            .await
+            .unwrap_err();
+        let problem = error.problem();
+        assert_eq!(problem.code, Code::BmcMediaRefused);
+        assert!(problem.message.contains("cannot fetch"), "{problem}");
+        assert!(
+            !format!("{error:?} {problem:?}").contains(TOKEN),
+            "{problem}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_a_bmc_sends_is_bounded() {
+        let mock = Mock::start().await;
+        let long = "x".repeat(5 << 20);
+        mock.set("/redfish/v1/Systems/1/Name", json!(long));
+        let problem = client(&mock, "secret").power().await.unwrap_err().problem();
+        assert_eq!(problem.code, Code::BmcProtocol);
+        assert!(problem.message.contains("4 MiB"), "{problem}");
+    }
 }

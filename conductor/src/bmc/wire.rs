@@ -1,6 +1,6 @@
 //! Redfish over HTTP: who we are, one request at a time, and what an answer means.
 //!
-//! It knows sessions, ETags, tasks and patience; it knows no resource but the service root. Every
+//! It knows sessions, `ETag`s, tasks and patience; it knows no resource but the service root. Every
 //! answer is bounded, and a BMC is never asked to log in more often than needed: many lock an
 //! account after a few wrong passwords, and most have room for few sessions.
 
@@ -41,7 +41,7 @@ impl Default for Patience {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(10),
-            read: Duration::from_secs(60),
+            read: Duration::from_mins(1),
             pause: Duration::from_secs(3),
             tries: 4,
         }
@@ -152,7 +152,7 @@ impl Wire {
         loop {
             match self.request(&Method::POST, path, Some(body), None).await {
                 Ok(answer) => return self.finish(answer).await,
-                Err(error) if self.is_busy(&error) && tried < self.patience.tries => {
+                Err(error) if is_busy(&error) && tried < self.patience.tries => {
                     tracing::debug!(bmc = %self.base, %path, %error, tried, "trying again");
                     tokio::time::sleep(self.patience.pause).await;
                     tried += 1;
@@ -162,7 +162,7 @@ impl Wire {
         }
     }
 
-    /// Changes a resource, with its ETag where it has one; see [`quirks::etags_to_try`].
+    /// Changes a resource, with its `ETag` where it has one; see [`quirks::etags_to_try`].
     pub(super) async fn patch(&self, path: &str, body: &Value) -> Result<Answer, BmcError> {
         let current = self.get(path).await?;
         let etag = current.headers.get(ETAG).and_then(|v| v.to_str().ok());
@@ -181,17 +181,13 @@ impl Wire {
                     Some(next) => etag = next,
                     None => return Err(self.status("PATCH", path, 412, said)),
                 },
-                Err(error) if self.is_busy(&error) && tried < self.patience.tries => {
+                Err(error) if is_busy(&error) && tried < self.patience.tries => {
                     tokio::time::sleep(self.patience.pause).await;
                     tried += 1;
                 }
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    fn is_busy(&self, error: &BmcError) -> bool {
-        matches!(error, BmcError::Status { status, said, .. } if quirks::is_busy(*status, said))
     }
 
     /// One request, logged in; once more after a new login when the session has ended.
@@ -243,7 +239,14 @@ impl Wire {
                     None => Login::Basic,
                 })
             }
-            Err(error @ BmcError::Status { .. } | error @ BmcError::Protocol { .. }) => {
+            // A BMC that is just starting says 5xx: no reason to do without sessions for good.
+            Err(
+                error @ BmcError::Status {
+                    status: 500 | 502..=599,
+                    ..
+                },
+            ) => Err(error),
+            Err(error @ (BmcError::Status { .. } | BmcError::Protocol { .. })) => {
                 tracing::info!(bmc = %self.base, %error, "no sessions here: basic authorization");
                 Ok(Login::Basic)
             }
@@ -378,6 +381,10 @@ impl Wire {
             self.patience.read.as_secs()
         }
     }
+}
+
+fn is_busy(error: &BmcError) -> bool {
+    matches!(error, BmcError::Status { status, said, .. } if quirks::is_busy(*status, said))
 }
 
 fn method_name(method: &Method) -> &'static str {

@@ -20,7 +20,7 @@ const SOLICITATION: u8 = 133;
 const ADVERTISEMENT: u8 = 134;
 const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
 
-/// A socket for ICMPv6 on one interface.
+/// A socket for `ICMPv6` on one interface.
 pub(super) fn socket(interface: &str) -> io::Result<UdpSocket> {
     let index = std::fs::read_to_string(format!("/sys/class/net/{interface}/ifindex"))?;
     let index = index.trim().parse().map_err(io::Error::other)?;
@@ -80,13 +80,17 @@ fn solicitor(packet: &[u8], from: SocketAddrV6) -> Option<Mac> {
         return None;
     }
     // Option 1, one unit of eight bytes: the sender's MAC.
-    if let [1, 1, a, b, c, d, e, f, ..] = packet[8..] {
-        return Some(Mac([a, b, c, d, e, f]));
+    if let Some([1, 1, mac @ ..]) = packet.get(8..16) {
+        return mac.try_into().ok().map(Mac);
     }
-    match from.ip().octets()[8..] {
-        [a, b, c, 0xff, 0xfe, d, e, f] => Some(Mac([a ^ 2, b, c, d, e, f])),
-        _ => None,
+    let address = from.ip().octets();
+    let (vendor, device) = (&address[8..11], &address[13..]);
+    if address[11..13] != [0xff, 0xfe] {
+        return None;
     }
+    let mut mac: [u8; 6] = [vendor, device].concat().try_into().ok()?;
+    mac[0] ^= 2;
+    Some(Mac(mac))
 }
 
 /// Type, code, checksum (the kernel's), hop limit, flags, lifetime, two timers: all zero.

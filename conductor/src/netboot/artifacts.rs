@@ -213,7 +213,7 @@ pub(super) mod tests {
     fn write_manifest(dir: &Path, change: impl FnOnce(&mut Value)) {
         let file = |name: &str, byte: u8, length: usize| {
             let bytes: Vec<u8> = (0..length)
-                .map(|i| byte.wrapping_add((i / 7) as u8))
+                .map(|i| byte.wrapping_add(u8::try_from(i / 7 % 251).unwrap()))
                 .collect();
             std::fs::write(dir.join(name), &bytes).unwrap();
             let sha256 = ferrite_proto::digest::to_hex(&Sha256::digest(&bytes));

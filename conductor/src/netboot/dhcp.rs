@@ -209,7 +209,7 @@ impl Dhcp {
                 if ip.is_none() {
                     tracing::warn!(mac = %query.mac, "dhcp: every address of the pool is lent");
                 }
-                self.grant(query, config, MessageType::Offer, ip?)
+                Some(self.grant(query, config, MessageType::Offer, ip?))
             }
             MessageType::Request => self.request(query, config, leases),
             MessageType::Inform => {
@@ -220,7 +220,7 @@ impl Dhcp {
                     query,
                     MessageType::Ack,
                     Ipv4Addr::UNSPECIFIED,
-                    options,
+                    &options,
                     boot,
                     Some(ip),
                 ))
@@ -246,36 +246,30 @@ impl Dhcp {
             .address(OptionCode::RequestedIpAddress)
             .or_else(|| (!current.is_unspecified()).then_some(current))?;
         match leases.lend(query.mac) {
-            Some(ip) if ip == wanted => self.grant(query, config, MessageType::Ack, ip),
+            Some(ip) if ip == wanted => Some(self.grant(query, config, MessageType::Ack, ip)),
             // We are the only server here: an address that is not ours to give is a wrong one.
             _ => {
                 let mut options = DhcpOptions::new();
                 options.insert(DhcpOption::ServerIdentifier(config.address));
                 let none = Ipv4Addr::UNSPECIFIED;
-                Some(reply(query, MessageType::Nak, none, options, None, None))
+                Some(reply(query, MessageType::Nak, none, &options, None, None))
             }
         }
     }
 
-    fn grant(
-        &self,
-        query: &Query,
-        config: &DhcpServer,
-        kind: MessageType,
-        ip: Ipv4Addr,
-    ) -> Option<Reply> {
+    fn grant(&self, query: &Query, config: &DhcpServer, kind: MessageType, ip: Ipv4Addr) -> Reply {
         let mut options = network(config);
         let seconds = u32::try_from(config.lease.as_secs()).unwrap_or(u32::MAX);
         options.insert(DhcpOption::AddressLeaseTime(seconds));
         let boot = self.add_boot(query, &mut options, config.address);
         let file = boot.as_ref().map(|(_, file)| file.clone());
-        let mut reply = reply(query, kind, ip, options, boot, None);
+        let mut reply = reply(query, kind, ip, &options, boot, None);
         reply.event = (kind == MessageType::Ack).then_some(NetbootEvent::Dhcp {
             mac: query.mac,
             ip: Some(ip),
             boot_file: file,
         });
-        Some(reply)
+        reply
     }
 
     /// Adds where to boot from, and returns it for the fixed fields.
@@ -315,33 +309,23 @@ impl Dhcp {
             // PXE_DISCOVERY_CONTROL = 8: no menu, no multicast, boot the file that is named.
             options.insert(DhcpOption::VendorExtensions(vec![6, 1, 8, 255]));
         }
+        // PXE wants its own machine identifier back.
         let uuid = query
             .message
             .opts()
             .get(OptionCode::ClientMachineIdentifier);
-        options.extend_with(uuid);
+        if let Some(uuid) = uuid {
+            options.insert(uuid.clone());
+        }
         let event = NetbootEvent::Dhcp {
             mac: query.mac,
             ip: None,
             boot_file: Some(boot.1.clone()),
         };
         let none = Ipv4Addr::UNSPECIFIED;
-        let mut reply = reply(query, kind, none, options, Some(boot), None);
+        let mut reply = reply(query, kind, none, &options, Some(boot), None);
         reply.event = Some(event);
         Some(reply)
-    }
-}
-
-/// PXE wants some options of the question in the answer.
-trait ExtendWith {
-    fn extend_with(&mut self, option: Option<&DhcpOption>);
-}
-
-impl ExtendWith for DhcpOptions {
-    fn extend_with(&mut self, option: Option<&DhcpOption>) {
-        if let Some(option) = option {
-            self.insert(option.clone());
-        }
     }
 }
 
@@ -366,7 +350,7 @@ fn reply(
     query: &Query,
     kind: MessageType,
     ip: Ipv4Addr,
-    options: DhcpOptions,
+    options: &DhcpOptions,
     boot: Option<(Ipv4Addr, String)>,
     to: Option<Ipv4Addr>,
 ) -> Reply {
@@ -402,7 +386,7 @@ fn reply(
         answer.set_flags(Flags::default().set_broadcast());
     }
     Reply {
-        packet: encode(&answer, kind, &options),
+        packet: encode(&answer, kind, options),
         to,
         event: None,
     }
@@ -502,7 +486,7 @@ mod tests {
             pool_end: Ipv4Addr::new(10, 77, 0, 200),
             router: None,
             dns: vec![US],
-            lease: Duration::from_secs(3600),
+            lease: Duration::from_hours(1),
             unknown: false,
         };
         let leases = Leases::load(config.pool_start, config.pool_end, config.lease, dir.path());

@@ -309,7 +309,7 @@ mod tests {
         artifacts::tests::folder(dir.path());
         let directory = Arc::new(Directory::with(MAC));
         let pool = (Ipv4Addr::new(10, 77, 0, 100), Ipv4Addr::new(10, 77, 0, 110));
-        let leases = Leases::load(pool.0, pool.1, Duration::from_secs(60), dir.path());
+        let leases = Leases::load(pool.0, pool.1, Duration::from_mins(1), dir.path());
         let ip = leases.lend(MAC).unwrap();
         let http = Arc::new(Http {
             url: "http://10.77.0.1:7080".into(),

@@ -71,7 +71,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn file_bytes() -> Vec<u8> {
-        (0..600_000_u32).map(|i| (i / 251) as u8).collect()
+        (0..600_000_u32)
+            .map(|i| u8::try_from(i / 251 % 256).unwrap())
+            .collect()
+    }
+
+    fn index(at: u64) -> usize {
+        at.try_into().unwrap()
     }
 
     async fn read(path: &Path, range: Range<u64>, extent: Extent) -> Vec<u8> {
@@ -96,13 +102,13 @@ mod tests {
             let end = (start + length).min(600_000);
             let extent = Extent { at, bytes: vec![0xEE; 4096] };
             let mut wanted = file_bytes();
-            wanted[at as usize..at as usize + 4096].fill(0xEE);
+            wanted[index(at)..index(at) + 4096].fill(0xEE);
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("iso");
             std::fs::write(&path, file_bytes()).unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             let got = runtime.block_on(read(&path, start..end, extent));
-            prop_assert!(got == wanted[start as usize..end as usize]);
+            prop_assert!(got == wanted[index(start)..index(end)]);
         }
     }
 }

@@ -374,7 +374,10 @@ fn dhcp_sockets(mode: &DhcpMode) -> Result<Vec<(UdpSocket, u16)>, NetbootError> 
     ports.iter().map(bind).collect()
 }
 
-fn listen(what: &'static str, at: impl ToString) -> impl FnOnce(io::Error) -> NetbootError {
+fn listen(
+    what: &'static str,
+    at: impl std::fmt::Display,
+) -> impl FnOnce(io::Error) -> NetbootError {
     let at = at.to_string();
     move |source| NetbootError::Listen { what, at, source }
 }

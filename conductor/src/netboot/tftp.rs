@@ -311,7 +311,9 @@ mod tests {
     use std::sync::Mutex;
 
     fn small_table(length: usize) -> Table {
-        let file: Vec<u8> = (0..length).map(|i| (i % 253) as u8).collect();
+        let file: Vec<u8> = (0..length)
+            .map(|i| u8::try_from(i % 253).unwrap())
+            .collect();
         Arc::new(HashMap::from([("snponly.efi", Bytes::from(file))]))
     }
 
