@@ -202,3 +202,147 @@ fn boundary(parts: &[String]) -> String {
     }
     name
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn host() -> Host {
+        serde_json::from_value(serde_json::json!({
+            "name": "host-1",
+            "uid": "7d0c1c0e-0000-4000-8000-000000000001",
+            "version": 1,
+            "generation": 1,
+            "created": "2026-11-21T00:00:00Z",
+            "spec": { "bmc": { "address": "redfish://10.0.0.5", "username": "admin" } },
+            "status": { "state": "provisioning", "since": "2026-11-21T00:00:00Z" },
+        }))
+        .unwrap()
+    }
+
+    fn daemon() -> DaemonConfig {
+        DaemonConfig {
+            url: "https://10.77.0.1:7443".into(),
+            ca: ferrite_proto::boot::CaPin([7; 32]),
+            host: "host-1".into(),
+            credential: Secret::new("once-only".into()),
+        }
+    }
+
+    fn secret(text: &str) -> Option<Secret<String>> {
+        Some(Secret::new(text.to_owned()))
+    }
+
+    fn drive(secrets: &HostSecrets) -> BTreeMap<String, String> {
+        config_drive(&host(), secrets, &daemon())
+            .unwrap()
+            .into_iter()
+            .map(|file| (file.path, file.content.into_inner()))
+            .collect()
+    }
+
+    fn vendor_archive(drive: &BTreeMap<String, String>) -> String {
+        let json: Value =
+            serde_json::from_str(&drive["openstack/latest/vendor_data.json"]).unwrap();
+        json["cloud-init"].as_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn user_data_of_any_kind_is_passed_on_as_it_is() {
+        for text in [
+            "",
+            "#!/bin/sh\necho hello\n",
+            "#cloud-config\nruncmd:\n- [touch, /x]\n",
+            "Content-Type: multipart/mixed; boundary=\"a\"\n\n--a--\r\n",
+            "\u{fffd} ${name} {{ ds }} \t no end of line",
+        ] {
+            let secrets = HostSecrets {
+                user_data: secret(text),
+                ..HostSecrets::default()
+            };
+            assert_eq!(drive(&secrets)["openstack/latest/user_data"], text);
+        }
+        assert!(!drive(&HostSecrets::default()).contains_key("openstack/latest/user_data"));
+    }
+
+    #[test]
+    fn the_daemon_reads_its_configuration_and_its_script_is_a_constant() {
+        let secrets = HostSecrets {
+            user_data: secret("#cloud-config\nruncmd: []\nbootcmd: []\n"),
+            ..HostSecrets::default()
+        };
+        let drive = drive(&secrets);
+        let read: DaemonConfig = serde_json::from_str(&drive[CONFIG_DRIVE_DAEMON]).unwrap();
+        assert_eq!(read.credential.expose(), "once-only");
+        let archive = vendor_archive(&drive);
+        assert!(archive.contains(BOOTHOOK));
+        assert!(archive.contains("Content-Type: text/cloud-boothook"));
+        for value in ["once-only", "host-1", "10.77.0.1"] {
+            assert!(!archive.contains(value), "{value}");
+        }
+    }
+
+    #[test]
+    fn a_persons_vendor_data_runs_beside_ours() {
+        let secrets = |text: &str| HostSecrets {
+            vendor_data: secret(text),
+            ..HostSecrets::default()
+        };
+        let text = "#cloud-config\npackages: [\u{e9}, \"--ferrite--\"]\n";
+        let archive = vendor_archive(&drive(&secrets(text)));
+        let (_, encoded) = archive.split_once("base64\n\n").unwrap();
+        let encoded: String = encoded.lines().take_while(|l| !l.is_empty()).collect();
+        let decoded = base64::engine::general_purpose::STANDARD.decode(encoded);
+        assert_eq!(decoded.unwrap(), text.as_bytes());
+        assert!(archive.contains(BOOTHOOK));
+
+        let mime = "MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=\"ferritex\"\n\n\
+                    --ferritex\n\nx\n--ferritex--\n";
+        let archive = vendor_archive(&drive(&secrets(mime)));
+        assert!(archive.contains(mime));
+        assert!(archive.starts_with("Content-Type: multipart/mixed; boundary=\"ferritexx\""));
+    }
+
+    #[test]
+    fn a_given_host_name_wins_and_the_uuid_is_ours() {
+        let meta = |keys: &[(&str, &str)]| -> Value {
+            let keys = keys.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+            let secrets = HostSecrets {
+                meta_data: Some(keys.collect()),
+                ..HostSecrets::default()
+            };
+            serde_json::from_str(&drive(&secrets)["openstack/latest/meta_data.json"]).unwrap()
+        };
+        let plain = meta(&[]);
+        assert_eq!(plain["hostname"], "host-1");
+        let given = meta(&[("local-hostname", "web-1"), ("uuid", "x"), ("rack", "r7")]);
+        // cloud-init copies `hostname` over `local-hostname`.
+        assert_eq!(given["hostname"], "web-1");
+        assert_eq!(given["rack"], "r7");
+        assert_eq!(given["uuid"], "7d0c1c0e-0000-4000-8000-000000000001");
+        assert_eq!(meta(&[("hostname", "a")])["local-hostname"], "a");
+    }
+
+    #[test]
+    fn network_data_must_be_json_and_is_not_quoted_in_the_error() {
+        let bad = HostSecrets {
+            network_data: secret("links: [secret-key]"),
+            ..HostSecrets::default()
+        };
+        let problem = config_drive(&host(), &bad, &daemon())
+            .unwrap_err()
+            .problem();
+        assert_eq!(problem.code, Code::ConfigDrive);
+        assert!(problem.message.contains("host-1"), "{problem}");
+        assert!(!problem.message.contains("secret-key"), "{problem}");
+        let good = HostSecrets {
+            network_data: secret("{ \"links\" : [] }"),
+            ..HostSecrets::default()
+        };
+        assert_eq!(
+            drive(&good)["openstack/latest/network_data.json"],
+            "{ \"links\" : [] }"
+        );
+    }
+}
