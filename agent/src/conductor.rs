@@ -1,7 +1,6 @@
 //! The client of the conductor: JSON over HTTPS with a pinned CA, bounded replies, one connection.
 //! The agent always calls and is never called. What a call means is its caller's business.
 
-use std::fmt::Write as _;
 use std::io::Read as _;
 use std::time::Duration;
 
@@ -81,7 +80,7 @@ impl Conductor {
             .connect_timeout(CONNECT)
             .user_agent(concat!("ferrite-agent/", env!("CARGO_PKG_VERSION")))
             .build()
-            .map_err(|error| CallError::Setup(chain(&error)))?;
+            .map_err(|error| CallError::Setup(innermost(&error)))?;
         Ok(Self {
             client,
             url: url.trim_end_matches('/').to_owned(),
@@ -157,7 +156,7 @@ impl Conductor {
     fn unreachable(&self, error: &dyn std::error::Error) -> CallError {
         CallError::Unreachable {
             url: self.url.clone(),
-            why: chain(error),
+            why: innermost(error),
         }
     }
 
@@ -178,18 +177,10 @@ fn detail(bytes: &[u8]) -> String {
     text.chars().filter(|c| !c.is_control()).collect()
 }
 
-/// An error with its causes, the innermost last: reqwest's own text names none of them.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let own = error.to_string();
-        if !text.contains(&own) {
-            let _ = write!(text, ": {own}");
-        }
-        cause = error.source();
-    }
-    text
+/// The innermost cause: what is around it only says that a request was sent.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.last().map_or_else(String::new, ToString::to_string)
 }
 
 /// A conductor in this process, for the tests of whoever calls one.

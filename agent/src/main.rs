@@ -13,6 +13,7 @@ mod kernel;
 mod ramdisk;
 mod root;
 mod steps;
+mod stream;
 mod tls;
 
 use std::process::ExitCode;
@@ -61,6 +62,7 @@ fn log_to_stderr() {
     tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|_| "warn,ferrite_agent=info".into()))
         .with_writer(std::io::stderr)
+        .with_ansi(false)
         .with_target(false)
         .without_time()
         .init();

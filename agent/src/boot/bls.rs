@@ -75,7 +75,10 @@ pub(crate) fn parse(
     if entry.entry.linux.is_empty() {
         return Err(BadEntry::NoKernel);
     }
-    entry.entry.options = options.join(" ").trim().to_owned();
+    options
+        .join(" ")
+        .trim()
+        .clone_into(&mut entry.entry.options);
     Ok(entry)
 }
 

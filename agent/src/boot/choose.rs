@@ -1,6 +1,7 @@
 //! Chooses what the image would boot: a UKI, else a boot loader entry, else `grub.cfg`'s default.
 
 use std::fmt;
+use std::path::Path;
 
 use super::bls::{self, compare_versions};
 use super::grub_cfg::{self, Surroundings};
@@ -116,11 +117,11 @@ fn from_bls<'a>(
     };
     for folder in BLS_FOLDERS {
         let mut entries = Vec::new();
-        for name in volume
-            .names(folder)
-            .iter()
-            .filter(|name| name.ends_with(".conf"))
-        {
+        for name in volume.names(folder).iter().filter(|name| {
+            Path::new(name)
+                .extension()
+                .is_some_and(|kind| kind == "conf")
+        }) {
             let file = format!("{folder}/{name}");
             let text = volume
                 .text(&file)
@@ -213,7 +214,6 @@ fn not_understood(volume: &Volume, file: &str, why: &dyn fmt::Display) -> NoKexe
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     fn volume(folder: &Path, name: &str, files: &[(&str, &str)]) -> Volume {
         let folder = folder.join(name);

@@ -36,8 +36,6 @@ const HARMLESS: &[&str] = &[
     "keystatus",
     "sleep",
     "set_background_image",
-    "smbios",
-    "cpuid",
     "unset",
     "fwsetup",
     "password_pbkdf2",
@@ -186,24 +184,24 @@ impl<'a> Machine<'a> {
         };
         match name.as_str() {
             "menuentry" | "submenu" => {
-                self.item(name == "submenu", arguments, block.unwrap_or_default())
+                self.item(name == "submenu", arguments, block.unwrap_or_default());
             }
             "set" => self.set(arguments.first().map_or("", String::as_str)),
-            "[" | "test" => Ok(self.test(arguments)),
-            "load_env" => self.load_environment(),
-            "false" => Ok(false),
-            "linux" | "linuxefi" | "linux16" if self.in_entry => self.linux(arguments),
+            "[" | "test" => return Ok(self.test(arguments)),
+            "load_env" => return Ok(self.load_environment()),
+            "false" => return Ok(false),
+            "linux" | "linuxefi" | "linux16" if self.in_entry => self.linux(arguments)?,
             "initrd" | "initrdefi" | "initrd16" if self.in_entry => {
                 self.initrds.extend(arguments.iter().cloned());
-                Ok(true)
             }
             name => match self.functions.get(name).copied() {
-                Some(body) => self.call(body),
-                None if HARMLESS.contains(&name) => Ok(true),
+                Some(body) => return self.call(body),
+                None if HARMLESS.contains(&name) => {}
                 None if is_assignment(name) => self.set(name),
-                None => Err(NoEntry::Command(name.chars().take(40).collect())),
+                None => return Err(NoEntry::Command(name.chars().take(40).collect())),
             },
         }
+        Ok(true)
     }
 
     fn call(&mut self, body: &'a [Command]) -> Result<bool, NoEntry> {
@@ -218,19 +216,13 @@ impl<'a> Machine<'a> {
         result
     }
 
-    fn set(&mut self, assignment: &str) -> Result<bool, NoEntry> {
+    fn set(&mut self, assignment: &str) {
         if let Some((name, value)) = assignment.split_once('=') {
             self.variables.insert(name.to_owned(), value.to_owned());
         }
-        Ok(true)
     }
 
-    fn item(
-        &mut self,
-        is_submenu: bool,
-        arguments: &[String],
-        block: &'a [Command],
-    ) -> Result<bool, NoEntry> {
+    fn item(&mut self, is_submenu: bool, arguments: &[String], block: &'a [Command]) {
         let mut item = Item {
             title: String::new(),
             id: None,
@@ -248,25 +240,24 @@ impl<'a> Machine<'a> {
             }
         }
         self.menu.push(item);
-        Ok(true)
     }
 
-    fn linux(&mut self, arguments: &[String]) -> Result<bool, NoEntry> {
+    fn linux(&mut self, arguments: &[String]) -> Result<(), NoEntry> {
         let (path, line) = arguments
             .split_first()
             .ok_or_else(|| NoEntry::Choice("a linux command without a kernel".into()))?;
         self.kernel = Some((path.clone(), line.join(" ")));
-        Ok(true)
+        Ok(())
     }
 
-    fn load_environment(&mut self) -> Result<bool, NoEntry> {
+    fn load_environment(&mut self) -> bool {
         let Some(text) = self.around.environment else {
-            return Ok(false);
+            return false;
         };
         for (name, value) in environment(text) {
             self.variables.insert(name.to_owned(), value.to_owned());
         }
-        Ok(true)
+        true
     }
 
     /// `[ … ]`: strings and files. What GRUB would complain about is false, as there.
@@ -277,8 +268,7 @@ impl<'a> Machine<'a> {
                 let rest: Vec<String> = rest.iter().map(|&word| word.to_owned()).collect();
                 !self.test(&rest)
             }
-            [text] => !text.is_empty(),
-            ["-n", text] => !text.is_empty(),
+            [text] | ["-n", text] => !text.is_empty(),
             ["-z", text] => text.is_empty(),
             ["-e" | "-f" | "-s" | "-d", path] => (self.around.exists)(path),
             [one, "=" | "==", other] => one == other,

@@ -114,7 +114,7 @@ mod tests {
     fn a_full_pipe_does_not_hold_the_writer() {
         let (_reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).unwrap();
         let started = std::time::Instant::now();
-        assert!(write_patiently(&File::from(writer), &[b'x'; 1 << 20]).is_err());
+        assert!(write_patiently(&File::from(writer), &vec![b'x'; 1 << 20]).is_err());
         assert!(started.elapsed().as_secs() < 5);
     }
 }

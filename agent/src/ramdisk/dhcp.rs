@@ -1,4 +1,4 @@
-//! The words of a DHCPv4 client (RFC 2131, 2132, 3442). Pure: bytes in, bytes out; `leases.rs`
+//! The words of a `DHCPv4` client (RFC 2131, 2132, 3442). Pure: bytes in, bytes out; `leases.rs`
 //! has the socket and the clock.
 
 use std::net::Ipv4Addr;
@@ -53,7 +53,7 @@ pub(crate) struct Exchange {
 impl Exchange {
     /// Asks who could grant an address.
     pub(crate) fn discover(self, elapsed: Duration) -> Vec<u8> {
-        self.encode(self.message(MessageType::Discover, elapsed))
+        encode(&self.message(MessageType::Discover, elapsed))
     }
 
     /// Asks for what was offered.
@@ -62,7 +62,7 @@ impl Exchange {
         let options = message.opts_mut();
         options.insert(DhcpOption::RequestedIpAddress(offer.address));
         options.insert(DhcpOption::ServerIdentifier(offer.server));
-        self.encode(message)
+        encode(&message)
     }
 
     /// Asks for more time.
@@ -70,7 +70,7 @@ impl Exchange {
         let mut message = self.message(MessageType::Request, Duration::ZERO);
         message.set_ciaddr(lease.address);
         message.set_flags(Flags::default());
-        self.encode(message)
+        encode(&message)
     }
 
     fn message(self, kind: MessageType, elapsed: Duration) -> Message {
@@ -92,11 +92,6 @@ impl Exchange {
         message
     }
 
-    fn encode(self, message: Message) -> Vec<u8> {
-        // Encoding fails only for options longer than their length can say; ours are short.
-        message.to_vec().unwrap_or_default()
-    }
-
     /// Reads a server's words; nothing for what is not for us or cannot be used.
     pub(crate) fn read(self, bytes: &[u8]) -> Option<Reply> {
         let message = Message::from_bytes(bytes).ok()?;
@@ -114,6 +109,11 @@ impl Exchange {
             _ => None,
         }
     }
+}
+
+fn encode(message: &Message) -> Vec<u8> {
+    // Encoding fails only for options longer than their length can say; ours are short.
+    message.to_vec().unwrap_or_default()
 }
 
 fn lease(message: &Message) -> Option<Lease> {

@@ -186,10 +186,8 @@ fn resolv_conf(leases: &[(Link, Lease)]) -> String {
             servers.push(*server);
         }
     }
-    servers
-        .iter()
-        .map(|server| format!("nameserver {server}\n"))
-        .collect()
+    let line = |text: String, server: &Ipv4Addr| format!("{text}nameserver {server}\n");
+    servers.iter().fold(String::new(), line)
 }
 
 /// A UDP socket on one interface.

@@ -22,20 +22,21 @@ pub(crate) fn say(line: &str) {
 /// `write-image, writing: 120 MiB of 1024 MiB, 40 MiB/s`.
 pub(crate) fn progress(step: &str, progress: &Progress) -> String {
     let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
-    let mut text = step.to_owned();
+    let mut parts = vec![step.to_owned()];
     if !progress.phase.is_empty() {
-        text += &format!(", {}", progress.phase);
+        parts.push(format!(", {}", progress.phase));
     }
     if progress.bytes_done > 0 {
-        text += &format!(": {}", mib(progress.bytes_done));
-        if let Some(total) = progress.bytes_total {
-            text += &format!(" of {}", mib(total));
-        }
-        if progress.bytes_per_second > 0 {
-            text += &format!(", {}/s", mib(progress.bytes_per_second));
-        }
+        parts.push(format!(": {}", mib(progress.bytes_done)));
+        parts.extend(
+            progress
+                .bytes_total
+                .map(|total| format!(" of {}", mib(total))),
+        );
+        let rate = progress.bytes_per_second;
+        parts.extend((rate > 0).then(|| format!(", {}/s", mib(rate))));
     }
-    text
+    parts.concat()
 }
 
 #[cfg(test)]

@@ -323,7 +323,7 @@ fn rank(modalias: &str) -> u8 {
 }
 
 /// How long no new device must have appeared. Loading a driver waits for its devices, except for
-/// SCSI hosts, which look for theirs on a thread of their own (CONFIG_SCSI_SCAN_ASYNC).
+/// SCSI hosts, which look for theirs on a thread of their own (`CONFIG_SCSI_SCAN_ASYNC`).
 fn quiet_enough(root: &Root) -> Duration {
     let hosts = root.names("/sys/class/scsi_host").unwrap_or_default();
     let scans = |host: &String| {

@@ -60,7 +60,7 @@ struct Running {
     result: Receiver<Result<Outcome, Problem>>,
 }
 
-impl<'a> Polling<'a> {
+impl Polling<'_> {
     /// Polls until the agent shall leave or is refused.
     pub(crate) fn run(&mut self, session: &mut Session) -> End {
         let run_step = self.run_step;
@@ -84,7 +84,9 @@ impl<'a> Polling<'a> {
                         failures = 0;
                         for deed in deeds {
                             match deed {
-                                Deed::Start(order) => running = Some(start(scope, run_step, order)),
+                                Deed::Start(order) => {
+                                    running = Some(start(scope, run_step, *order));
+                                }
                                 Deed::Cancel => running.iter().for_each(Running::cancel),
                             }
                         }

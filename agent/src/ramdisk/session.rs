@@ -45,7 +45,7 @@ struct RawOrder {
 #[derive(Debug, PartialEq)]
 pub(crate) enum Deed {
     /// Start this step now.
-    Start(Order),
+    Start(Box<Order>),
     /// Tell the running step to stop.
     Cancel,
 }
@@ -175,7 +175,7 @@ impl Session {
         };
         if let Some(order) = self.accepted.take_if(|order| told(order)) {
             self.running = Some(order.number);
-            deeds.push(Deed::Start(order));
+            deeds.push(Deed::Start(Box::new(order)));
         }
         if let Some(number) = answer.cancel {
             deeds.extend(self.cancel(number));
@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(session.poll().reports, [Report::Accepted { order: 7 }]);
         let step = Step::Inspect;
         let deeds = session.answered(Answer::default());
-        assert_eq!(deeds, [Deed::Start(Order { number: 7, step })]);
+        assert_eq!(deeds, [Deed::Start(Box::new(Order { number: 7, step }))]);
         session.ended(Ok(Outcome::PoweringOff), 1.5);
         assert_eq!(session.taken(), Some(7));
         let reports = session.poll().reports;

@@ -1,17 +1,12 @@
 //! `boot`: prepares the way into the deployed OS. The caller reports the outcome first, then goes.
 
-use ferrite_proto::problem::Problem;
 use ferrite_proto::step::{BootMethod, Outcome};
 
 use super::Context;
 use crate::boot;
 
 /// Puts the image's kernel in memory, or says why the host goes through its firmware.
-pub(crate) fn run(
-    disk: &str,
-    method: BootMethod,
-    context: &Context<'_>,
-) -> Result<Outcome, Problem> {
+pub(crate) fn run(disk: &str, method: BootMethod, context: &Context<'_>) -> Outcome {
     nix::unistd::sync();
     let (method, detail) = match method {
         BootMethod::Reboot => (method, "asked for".to_owned()),
@@ -21,7 +16,7 @@ pub(crate) fn run(
         },
     };
     tracing::info!(?method, %detail, "leaving the ramdisk");
-    Ok(Outcome::Booting { method, detail })
+    Outcome::Booting { method, detail }
 }
 
 #[cfg(test)]
@@ -45,7 +40,7 @@ mod tests {
             progress: &|_| {},
             cancelled: &AtomicBool::new(false),
         };
-        let outcome = run("/dev/vda", BootMethod::Kexec, &context).unwrap();
+        let outcome = run("/dev/vda", BootMethod::Kexec, &context);
         let Outcome::Booting { method, detail } = outcome else {
             panic!("{outcome:?}")
         };

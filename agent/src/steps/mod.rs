@@ -1,14 +1,17 @@
 //! One verb a file, named as the step. This module only chooses.
 
 mod boot;
+pub(crate) mod erase;
 mod inspect;
 mod power_off;
 pub(crate) mod root_disk;
 mod set_boot_entry;
+mod write_config_drive;
+pub(crate) mod write_image;
 
 use std::sync::atomic::AtomicBool;
 
-use ferrite_proto::problem::{Code, Problem};
+use ferrite_proto::problem::Problem;
 use ferrite_proto::step::{Outcome, Progress, Step};
 
 use crate::kernel::Kernel;
@@ -31,23 +34,16 @@ pub(crate) struct Context<'a> {
 pub(crate) fn run(step: &Step, context: &Context<'_>) -> Result<Outcome, Problem> {
     match step {
         Step::Inspect => inspect::run(context),
-        Step::Erase { .. }
-        | Step::WriteImage { .. }
-        | Step::WriteConfigDrive { .. } => Err(unknown(step)),
+        Step::Erase { method } => erase::run(*method, context),
+        Step::WriteImage { image, root } => write_image::run(image, root, context),
+        Step::WriteConfigDrive { root, files } => write_config_drive::run(root, files, context),
         Step::SetBootEntry { root } => {
             set_boot_entry::run(&root_disk::find(context.root, root)?.name, context)
         }
         Step::Boot { root, method } => {
-            boot::run(&root_disk::find(context.root, root)?.name, *method, context)
+            let disk = root_disk::find(context.root, root)?.name;
+            Ok(boot::run(&disk, *method, context))
         }
         Step::PowerOff => Ok(power_off::run()),
     }
-}
-
-fn unknown(step: &Step) -> Problem {
-    Problem::new(
-        Code::StepUnknown,
-        format!("this agent does not know the step {}", step.name()),
-        "start the host from a ramdisk of the conductor's own version",
-    )
 }
