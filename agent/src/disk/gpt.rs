@@ -8,6 +8,7 @@
 use std::ops::Range;
 use std::path::Path;
 
+use super::aligned::Aligned;
 use super::{Device, DiskError, EDGE, mbr};
 
 const MAGIC: &[u8; 8] = b"EFI PART";
@@ -330,12 +331,19 @@ impl Table {
 
 /// Writes a table and the rest of a disk's first bytes: backup first, what boots last.
 pub(crate) fn commit(table: &Table, head: &[u8], disk: &Device<'_>) -> Result<(), DiskError> {
-    let mut head = head.to_vec();
-    table.patch_head(&mut head);
+    let mut patched = Aligned::zeroed(head.len());
+    patched.copy_from_slice(head);
+    table.patch_head(&mut patched);
     let (at, backup) = table.backup_bytes();
     disk.write_at(&backup, at)?;
     disk.flush()?;
-    // From the back to the front: until the very first sector is there, nothing boots.
+    disk.expect(&backup, at)?;
+    write_head(&patched, disk)
+}
+
+/// Writes a disk's first bytes from the back to the front: until the very first sector is there,
+/// nothing boots.
+pub(crate) fn write_head(head: &[u8], disk: &Device<'_>) -> Result<(), DiskError> {
     let first = usize::try_from(disk.sector())
         .unwrap_or(4096)
         .min(head.len());
@@ -343,8 +351,7 @@ pub(crate) fn commit(table: &Table, head: &[u8], disk: &Device<'_>) -> Result<()
     disk.flush()?;
     disk.write_at(&head[..first], 0)?;
     disk.flush()?;
-    disk.expect(&backup, at)?;
-    disk.expect(&head, 0)
+    disk.expect(head, 0)
 }
 
 /// A second opinion: the `gpt` crate must find both copies sound and the same partitions.

@@ -166,6 +166,11 @@ impl<'a> Device<'a> {
         self.sector
     }
 
+    /// Whether writes can go past the page cache.
+    pub(crate) const fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
     /// Stands in for a disk with other sectors.
     #[cfg(test)]
     pub(crate) fn with_sector(mut self, sector: u64) -> Self {
@@ -256,10 +261,14 @@ impl<'a> Device<'a> {
         })
     }
 
-    /// Compares a range of the disk with what it shall hold.
+    /// Compares a range of the disk with what it shall hold, past the page cache where possible.
     pub(crate) fn expect(&self, wanted: &[u8], offset: u64) -> Result<(), DiskError> {
-        let mut found = vec![0; wanted.len()];
-        self.read_at(&mut found, offset)?;
+        let mut found = Aligned::zeroed(wanted.len());
+        let fits = offset.is_multiple_of(self.sector);
+        let direct = self.direct.as_ref().filter(|_| fits);
+        if direct.is_none_or(|direct| direct.read_exact_at(&mut found, offset).is_err()) {
+            self.read_at(&mut found, offset)?;
+        }
         match found.iter().zip(wanted).position(|(a, b)| a != b) {
             None => Ok(()),
             Some(at) => Err(DiskError::ReadBack {

@@ -1,0 +1,183 @@
+//! The file as fetched becomes the image: decompressed by what its bytes say it is, with bounded
+//! memory, into buffers that a disk can take directly.
+
+use std::io::{self, BufRead, ErrorKind, Read};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, SyncSender};
+
+use ferrite_proto::image::Compression;
+use ferrite_proto::problem::{Code, Problem};
+
+use super::{Chunk, PIECE, Piece, State, offer, spawn, take};
+use crate::disk::aligned::Aligned;
+
+/// Most memory that a file may demand for being decompressed: what `xz -9` and `zstd --long` do.
+const XZ_KIB: u32 = 100 << 10;
+const ZSTD_WINDOW_LOG: u32 = 27;
+
+/// The stage's surroundings.
+pub(super) struct Work {
+    pub(super) state: Arc<State>,
+    pub(super) compressed: Receiver<Arc<Chunk>>,
+    pub(super) pieces: SyncSender<Piece>,
+    pub(super) spares: Receiver<Aligned>,
+    pub(super) declared: Option<Compression>,
+    pub(super) url: String,
+}
+
+pub(super) fn start(work: Work) -> Result<(), Problem> {
+    spawn("decompress", move || {
+        // The outlet closes only after that: whoever finds it closed looks for the reason.
+        if let Err(problem) = work.run() {
+            work.state.fail(problem);
+        }
+    })
+    .map(drop)
+}
+
+impl Work {
+    fn run(&self) -> Result<(), Problem> {
+        let state = &self.state;
+        let mut source = Chunks {
+            state,
+            inlet: &self.compressed,
+            chunk: None,
+            at: 0,
+        };
+        let Ok(first) = source.fill_buf() else {
+            return Ok(());
+        };
+        let compression = agreed(self.declared, Compression::of(first), first, &self.url)?;
+        let plain = compression == Compression::None;
+        state.plain.store(plain, Ordering::Release);
+        let broken = |error: io::Error| broken(&error, compression, state, &self.url);
+        let mut decoder = decoder(compression, source).map_err(broken)?;
+        loop {
+            let Some(mut buffer) = take(&self.spares, state) else {
+                return Ok(());
+            };
+            let length = fill(&mut decoder, &mut buffer).map_err(broken)?;
+            let piece = Piece { buffer, length };
+            if length == 0 || !offer(&self.pieces, piece, state) || length < PIECE {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// What a person declared must be what the bytes say; a wrong word would write garbage.
+fn agreed(
+    declared: Option<Compression>,
+    found: Compression,
+    first: &[u8],
+    url: &str,
+) -> Result<Compression, Problem> {
+    if first.is_empty() {
+        return Err(Problem::new(
+            Code::ImageTruncated,
+            format!("{url} is empty"),
+            "publish the image again",
+        ));
+    }
+    match declared {
+        Some(declared) if declared != found => Err(Problem::new(
+            Code::ImageFormat,
+            format!(
+                "{url} is declared as compressed with {declared:?}, but its first bytes say {found:?}"
+            ),
+            "correct the declaration, or leave it out; nothing was written",
+        )),
+        _ => Ok(found),
+    }
+}
+
+fn decoder<'a>(compression: Compression, source: Chunks<'a>) -> io::Result<Box<dyn Read + 'a>> {
+    Ok(match compression {
+        Compression::None => Box::new(source),
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(source)),
+        Compression::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+            Box::new(decoder)
+        }
+        Compression::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(source, true, XZ_KIB)),
+    })
+}
+
+/// Reads until the buffer is full or the image ends.
+fn fill(decoder: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match decoder.read(&mut buffer[done..]) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+fn broken(error: &io::Error, compression: Compression, state: &State, url: &str) -> Problem {
+    let byte = state.consumed.load(Ordering::Relaxed);
+    if error.kind() == ErrorKind::UnexpectedEof {
+        return Problem::new(
+            Code::ImageTruncated,
+            format!("{url} ends at byte {byte}, in the middle of its {compression:?} data"),
+            "publish the whole image; the disk does not boot until one has been written whole",
+        );
+    }
+    Problem::new(
+        Code::ImageFormat,
+        format!("{url} cannot be decompressed ({compression:?}, before byte {byte}): {error}"),
+        "check the file with its own tool (gzip -t, zstd -t, xz -t) and publish it again",
+    )
+}
+
+/// The fetched chunks, read one after the other without being copied.
+struct Chunks<'a> {
+    state: &'a State,
+    inlet: &'a Receiver<Arc<Chunk>>,
+    chunk: Option<Arc<Chunk>>,
+    at: usize,
+}
+
+impl BufRead for Chunks<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        let used_up = |chunk: &Arc<Chunk>, at| at >= chunk.bytes.len();
+        if self
+            .chunk
+            .as_ref()
+            .is_none_or(|chunk| used_up(chunk, self.at))
+        {
+            self.chunk = None;
+            self.at = 0;
+            self.chunk = take(self.inlet, self.state);
+            if self.chunk.is_none() && !self.state.fetched.load(Ordering::Acquire) {
+                // The fetch was cut off; its own error says why.
+                return Err(ErrorKind::BrokenPipe.into());
+            }
+        }
+        let bytes = self.chunk.as_ref().map(|chunk| chunk.bytes.as_slice());
+        Ok(bytes
+            .and_then(|bytes| bytes.get(self.at..))
+            .unwrap_or_default())
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.at += amount;
+        let amount = amount as u64;
+        self.state.consumed.fetch_add(amount, Ordering::Relaxed);
+    }
+}
+
+impl Read for Chunks<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let count = available.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&available[..count]);
+        self.consume(count);
+        Ok(count)
+    }
+}
