@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderMap;
 use ferrite_proto::agent_api::{Hello, HelloReply, Identity, Poll, PollReply, Report};
 use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::secret::Secret;
 
-use super::{Answer, ApiError, App, Body, caller};
+use super::{AgentOf, Answer, ApiError, App, Body};
 use crate::hosts::Credential;
 use crate::lifecycle::change::Change;
 use crate::lifecycle::order;
@@ -118,10 +117,9 @@ pub(crate) fn refused(what: &str) -> Problem {
 /// `POST /v1/agent/poll`
 pub(crate) async fn poll(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
+    AgentOf(name): AgentOf,
     Body(poll): Body<Poll>,
 ) -> Answer<PollReply> {
-    let name = caller(&app, &headers, Credential::AgentToken)?;
     app.hosts.heard_agent(&name);
     let held = poll.reports.is_empty();
     let stored = take(&app, &name, poll).await?;

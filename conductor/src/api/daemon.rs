@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderMap;
 use ferrite_proto::agent_api::{CheckIn, CheckInReply, Enroll, EnrollReply};
 use ferrite_proto::host::HostState;
 use ferrite_proto::problem::Problem;
 
 use super::agent::{fits, refused};
-use super::{Answer, App, Body, caller};
+use super::{Answer, App, Body, DaemonOf};
 use crate::hosts::Credential;
 use crate::lifecycle::change::Change;
 use crate::lifecycle::record::Record;
@@ -72,10 +71,9 @@ fn let_in(change: &mut Change, request: &Enroll) -> Result<(), Problem> {
 /// `POST /v1/daemon/check-in`
 pub(crate) async fn check_in(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
+    DaemonOf(name): DaemonOf,
     Body(report): Body<CheckIn>,
 ) -> Answer<CheckInReply> {
-    let name = caller(&app, &headers, Credential::DaemonKey)?;
     app.hosts.heard_daemon(&name);
     let report = bounded(report);
     let changed = app.hosts.update(&name, |change| {

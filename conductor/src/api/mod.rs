@@ -4,6 +4,8 @@
 pub(crate) mod agent;
 pub(crate) mod daemon;
 pub(crate) mod operator;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -68,8 +70,6 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/hosts/{name}/explain", get(operator::explain))
         .route("/v1/hosts/{name}/events", get(operator::events))
         .route("/v1/version", get(operator::version))
-        .fallback(nothing_here)
-        .method_not_allowed_fallback(wrong_method)
         .route_layer(middleware::from_fn_with_state(
             Arc::clone(&app),
             operators_only,
@@ -85,6 +85,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .merge(others)
         .layer(DefaultBodyLimit::max(BODY))
         .merge(poll)
+        .fallback(nothing_here)
+        .method_not_allowed_fallback(wrong_method)
         .with_state(app)
 }
 
@@ -112,7 +114,30 @@ fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
         .ok_or_else(|| unauthorized("there is no `Authorization: Bearer` token"))
 }
 
-/// The host whose agent or daemon calls.
+/// The host whose agent calls. Taken before the body: strangers' bodies are not read.
+#[derive(Debug)]
+pub(crate) struct AgentOf(pub(crate) String);
+
+impl FromRequestParts<Arc<App>> for AgentOf {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        caller(app, &parts.headers, Credential::AgentToken).map(Self)
+    }
+}
+
+/// The host whose daemon calls, likewise.
+#[derive(Debug)]
+pub(crate) struct DaemonOf(pub(crate) String);
+
+impl FromRequestParts<Arc<App>> for DaemonOf {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        caller(app, &parts.headers, Credential::DaemonKey).map(Self)
+    }
+}
+
 fn caller(app: &App, headers: &HeaderMap, kind: Credential) -> Result<String, ApiError> {
     let digest = token::sha256(bearer(headers)?);
     app.hosts

@@ -212,7 +212,7 @@ fn iso_url(world: &World, stored: &Stored) -> Result<String, Problem> {
         Problem::new(
             Code::RequestInvalid,
             "this conductor has no ISO to boot from virtual media",
-            "build one with `ferrite-image iso`, set netboot.artifacts and start the conductor again",
+            "build one with `ferrite-image iso`, then start the conductor again",
         )
     })
 }

@@ -15,7 +15,7 @@
 //! - provisioning → provisioned: the host daemon is in touch and cloud-init has ended.
 //! - provisioning → deprovisioning: the image is no longer wanted.
 //! - provisioned → deprovisioning: no image or another one is wanted.
-//! - deprovisioning → preparing: the host is back in the ramdisk, its disks erased, its daemon's key void.
+//! - deprovisioning → preparing: it is back in the ramdisk, erased, its daemon's key void.
 //! - any → deleting: a person deletes the host, whatever its state.
 //! - deleting → gone: the host is off, its drive empty, its record gone.
 //!
@@ -33,7 +33,7 @@ pub(crate) mod plan;
 pub(crate) mod record;
 pub(crate) mod reports;
 #[cfg(test)]
-mod simulation;
+mod simulation_tests;
 pub(crate) mod state;
 pub(crate) mod timeline;
 

@@ -70,7 +70,7 @@ pub(crate) const EDGES: &[Edge] = &[
     edge(
         HostState::Deprovisioning,
         HostState::Preparing,
-        "the host is back in the ramdisk, its disks erased, its daemon's key void",
+        "it is back in the ramdisk, erased, its daemon's key void",
     ),
     Edge {
         from: None,

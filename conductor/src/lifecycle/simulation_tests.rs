@@ -374,9 +374,11 @@ impl Sim {
             agent.reports.push(report);
         }
         self.poll(&mut agent);
-        let left = agent.reports.iter().any(|report| {
-            matches!(report, Report::Done { outcome, .. } if matches!(outcome, Outcome::Booting { .. }))
-        });
+        let boots = |report: &Report| match report {
+            Report::Done { outcome, .. } => matches!(outcome, Outcome::Booting { .. }),
+            _ => false,
+        };
+        let left = agent.reports.iter().any(boots);
         agent.reports.clear();
         self.machine = Machine::Ramdisk(agent);
         if left {

@@ -1,0 +1,324 @@
+//! The API as callers meet it, over a real store and a BMC that always obeys.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::body::Body as HttpBody;
+use axum::http::{Request, StatusCode};
+use ferrite_proto::host::{HostState, Power};
+use ferrite_proto::inventory::BootMode;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use super::{App, router};
+use crate::bmc::{Bmc, BmcFuture, BmcIdentity, BootDevice, PowerAction};
+use crate::boots::Boots;
+use crate::hosts::Hosts;
+use crate::lifecycle::driver::Driver;
+use crate::lifecycle::execute::World;
+use crate::lifecycle::order::Reach;
+use crate::lifecycle::record::Limits;
+use crate::seal::Sealer;
+use crate::store::sqlite::Sqlite;
+use crate::token;
+
+const ADMIN: &str = "the-operators-token-of-this-very-test";
+const UUID: &str = "00000000-0000-4000-8000-000000000001";
+const MAC: &str = "52:54:00:77:00:01";
+
+#[derive(Debug)]
+struct Obedient(Arc<Mutex<Power>>);
+
+impl Bmc for Obedient {
+    fn identity(&self) -> BmcFuture<'_, BmcIdentity> {
+        let identity = BmcIdentity {
+            uuid: Some(UUID.to_owned()),
+            ..BmcIdentity::default()
+        };
+        Box::pin(async { Ok(identity) })
+    }
+    fn power(&self) -> BmcFuture<'_, Power> {
+        let power = *self.0.lock().unwrap();
+        Box::pin(async move { Ok(power) })
+    }
+    fn set_power(&self, action: PowerAction) -> BmcFuture<'_, ()> {
+        *self.0.lock().unwrap() = match action {
+            PowerAction::On | PowerAction::ForceRestart => Power::On,
+            PowerAction::ForceOff => Power::Off,
+        };
+        Box::pin(async { Ok(()) })
+    }
+    fn set_boot_once(&self, _: BootDevice, _: BootMode) -> BmcFuture<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+    fn clear_boot_override(&self) -> BmcFuture<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+    fn insert_media<'a>(&'a self, _: &'a str) -> BmcFuture<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+    fn eject_media(&self) -> BmcFuture<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// A conductor without sockets.
+struct Conductor {
+    app: Arc<App>,
+}
+
+impl Conductor {
+    async fn start(dir: &Path) -> Self {
+        let reach = Reach {
+            url: "https://c:7443".into(),
+            ca: ferrite_proto::boot::CaPin([7; 32]),
+        };
+        let sealer = Sealer::load_or_create(&dir.join("key")).unwrap();
+        let store = Sqlite::open(&dir.join("db"), sealer).await.unwrap();
+        let (boots, _) = Boots::new(reach.clone());
+        let boots = Arc::new(boots);
+        let hosts = Hosts::load(Arc::new(store), Arc::clone(&boots)).await;
+        let hosts = Arc::new(hosts.unwrap());
+        let power = Arc::new(Mutex::new(Power::Off));
+        let world = Arc::new(World {
+            hosts: Arc::clone(&hosts),
+            limits: Limits::default(),
+            reach,
+            iso_url: Box::new(|_| None),
+            connect: Box::new(move |_, _| Ok(Box::new(Obedient(Arc::clone(&power))))),
+        });
+        let stop = CancellationToken::new();
+        let driver = Arc::new(Driver::start(Arc::clone(&world), stop.clone()));
+        let app = App {
+            hosts,
+            boots,
+            world,
+            driver,
+            admin_sha256: token::sha256(ADMIN),
+            poll_seconds: 1,
+            check_in_seconds: 30,
+            stop,
+        };
+        Self { app: Arc::new(app) }
+    }
+
+    /// As `kill -9` leaves it, as far as tasks can be killed.
+    async fn kill(self) {
+        self.app.stop.cancel();
+        self.app.driver.join().await;
+    }
+
+    async fn call(&self, method: &str, path: &str, token: &str, body: &Value) -> (u16, Value) {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", "application/json")
+            .header("authorization", format!("Bearer {token}"))
+            .body(HttpBody::from(body.to_string()))
+            .unwrap();
+        let reply = router(Arc::clone(&self.app))
+            .oneshot(request)
+            .await
+            .unwrap();
+        let status = reply.status();
+        if !status.is_success() {
+            let kind = reply.headers()["content-type"].to_str().unwrap();
+            assert_eq!(kind, "application/problem+json", "{method} {path}");
+        }
+        let bytes = axum::body::to_bytes(reply.into_body(), 1 << 20)
+            .await
+            .unwrap();
+        let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        (status.as_u16(), body)
+    }
+
+    async fn admin(&self, method: &str, path: &str, body: Value) -> Value {
+        let (status, reply) = self.call(method, path, ADMIN, &body).await;
+        assert!((200..300).contains(&status), "{method} {path}: {reply}");
+        reply
+    }
+
+    async fn add(&self) {
+        let host = json!({
+            "name": "n", "secrets": {"bmc_password": "hunter2"},
+            "spec": {"bmc": {"address": "redfish://b", "username": "u"}, "boot_mac": MAC},
+        });
+        self.admin("POST", "/v1/hosts", host).await;
+    }
+
+    /// Waits until the host is as it should be, or the test has waited long enough.
+    async fn until(&self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+        let mut host = Value::Null;
+        for _ in 0..500 {
+            host = self.admin("GET", "/v1/hosts/n", Value::Null).await;
+            if is(&host) {
+                return host;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("never {what}: {host:#}");
+    }
+
+    /// The ticket that the firmware would be given.
+    async fn ticket(&self) -> String {
+        self.until("waits for hello", |host| {
+            let waits = host["status"]["waiting_for"].as_str().unwrap_or("");
+            waits.contains("say hello")
+        })
+        .await;
+        let stored = self.app.hosts.stored("n").await.unwrap();
+        stored.kept.ticket.unwrap().into_inner()
+    }
+
+    async fn hello(&self, ticket: &str, nonce: &str, mac: &str) -> (u16, Value) {
+        let hello = json!({
+            "ticket": ticket, "nonce": nonce, "identity": {"macs": [mac]},
+            "agent_version": "0", "kernel": "6", "uptime_seconds": 1.0,
+            "boot_mode": "uefi", "memory_bytes": 1,
+        });
+        self.call("POST", "/v1/agent/hello", "", &hello).await
+    }
+
+    async fn poll(&self, token: &str, sequence: u64, reports: Value) -> (u16, Value) {
+        let poll = json!({"sequence": sequence, "reports": reports});
+        self.call("POST", "/v1/agent/poll", token, &poll).await
+    }
+
+    async fn alarms(&self) -> usize {
+        let log = self.admin("GET", "/v1/hosts/n/events", Value::Null).await;
+        let events = log["events"].as_array().unwrap();
+        events.iter().filter(|e| e["kind"] == "alarm").count()
+    }
+}
+
+#[tokio::test]
+async fn everything_is_denied_without_the_right_token_and_every_error_is_a_problem() {
+    let dir = tempfile::tempdir().unwrap();
+    let conductor = Conductor::start(dir.path()).await;
+    for (method, path) in [
+        ("GET", "/v1/hosts"),
+        ("POST", "/v1/hosts"),
+        ("GET", "/v1/hosts/n"),
+        ("PATCH", "/v1/hosts/n"),
+        ("DELETE", "/v1/hosts/n"),
+        ("POST", "/v1/hosts/n/provision"),
+        ("POST", "/v1/hosts/n/deprovision"),
+        ("POST", "/v1/hosts/n/retry"),
+        ("GET", "/v1/hosts/n/explain"),
+        ("GET", "/v1/hosts/n/events"),
+        ("GET", "/v1/version"),
+        ("POST", "/v1/agent/poll"),
+        ("POST", "/v1/daemon/check-in"),
+    ] {
+        let body = json!({"sequence": 1, "reports": []});
+        for token in ["", "wrong"] {
+            let (status, _) = conductor.call(method, path, token, &body).await;
+            assert_eq!(status, 401, "{method} {path}");
+        }
+    }
+    for (method, path, wanted) in [
+        ("GET", "/nothing", StatusCode::NOT_FOUND),
+        ("PUT", "/v1/hosts", StatusCode::METHOD_NOT_ALLOWED),
+        ("GET", "/v1/agent/hello", StatusCode::METHOD_NOT_ALLOWED),
+        ("GET", "/v1/hosts/n", StatusCode::NOT_FOUND),
+        ("GET", "/v1/hosts/n?colour=red", StatusCode::BAD_REQUEST),
+        ("POST", "/v1/hosts", StatusCode::UNPROCESSABLE_ENTITY),
+    ] {
+        let (status, body) = conductor.call(method, path, ADMIN, &json!({})).await;
+        assert_eq!(status, wanted.as_u16(), "{method} {path}: {body}");
+        assert_eq!(body["status"], status);
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_lets_in_one_machine_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let conductor = Conductor::start(dir.path()).await;
+    conductor.add().await;
+    let ticket = conductor.ticket().await;
+    assert_eq!(conductor.hello("no-such-ticket", "a", MAC).await.0, 403);
+    let stranger = conductor.hello(&ticket, "a", "52:54:00:77:00:99").await;
+    assert_eq!((stranger.0, conductor.alarms().await), (403, 1));
+    let (status, first) = conductor.hello(&ticket, "a", MAC).await;
+    assert_eq!(status, 200, "{first}");
+    // A lost reply costs nothing.
+    let (_, again) = conductor.hello(&ticket, "a", MAC).await;
+    assert_eq!(first, again);
+    // Another machine, or another boot, with the same ticket.
+    assert_eq!(conductor.hello(&ticket, "b", MAC).await.0, 403);
+    assert_eq!(conductor.alarms().await, 2);
+    let token = first["token"].as_str().unwrap();
+    assert_eq!(conductor.poll(token, 1, json!([])).await.0, 200);
+    assert_eq!(conductor.hello(&ticket, "a", MAC).await.0, 403);
+    // The agent's token opens nothing but its own call, and the operators' not that one.
+    assert_eq!(
+        conductor
+            .call("GET", "/v1/hosts", token, &Value::Null)
+            .await
+            .0,
+        401
+    );
+    assert_eq!(conductor.poll(ADMIN, 1, json!([])).await.0, 401);
+}
+
+#[tokio::test]
+async fn an_order_outlives_the_conductor_and_its_result_is_taken_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let conductor = Conductor::start(dir.path()).await;
+    conductor.add().await;
+    let ticket = conductor.ticket().await;
+    let (_, hello) = conductor.hello(&ticket, "a", MAC).await;
+    let token = hello["token"].as_str().unwrap();
+    let (_, offered) = conductor.poll(token, 1, json!([])).await;
+    assert_eq!(
+        offered["order"],
+        json!({"number": 1, "step": {"step": "inspect"}})
+    );
+    // Until it is accepted it comes again.
+    assert_eq!(conductor.poll(token, 2, json!([])).await.1, offered);
+    let accepted = json!([{"report": "accepted", "order": 1}]);
+    assert_eq!(conductor.poll(token, 3, accepted).await.1, json!({}));
+    conductor.kill().await;
+
+    let conductor = Conductor::start(dir.path()).await;
+    let outcome = json!({"outcome": "inspected", "inventory": {"version": 1}});
+    let done = json!([{"report": "done", "order": 1, "outcome": outcome, "seconds": 1.0}]);
+    for _ in 0..2 {
+        let (status, reply) = conductor.poll(token, 4, done.clone()).await;
+        assert_eq!(status, 200, "{reply}");
+    }
+    let host = conductor
+        .until("preparing", |host| {
+            host["status"]["step"]["name"] == "erase"
+        })
+        .await;
+    assert_eq!(host["status"]["state"], HostState::Preparing.as_str());
+    assert_eq!(host["status"]["step"]["order"], 2);
+    assert_eq!(host["status"]["inventory"]["version"], 1);
+    assert!(!host.to_string().contains("hunter2"));
+    let stages = host["status"]["timeline"].as_array().unwrap();
+    let inspects = stages.iter().filter(|s| s["name"] == "inspect").count();
+    assert_eq!(inspects, 1);
+}
+
+#[tokio::test]
+async fn a_delete_switches_off_and_forgets() {
+    let dir = tempfile::tempdir().unwrap();
+    let conductor = Conductor::start(dir.path()).await;
+    conductor.add().await;
+    conductor.ticket().await;
+    conductor.admin("DELETE", "/v1/hosts/n", Value::Null).await;
+    for _ in 0..500 {
+        let (status, _) = conductor
+            .call("GET", "/v1/hosts/n", ADMIN, &Value::Null)
+            .await;
+        if status == 404 {
+            // The name is free again.
+            return conductor.add().await;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the host never went");
+}
