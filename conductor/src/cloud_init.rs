@@ -230,8 +230,8 @@ mod tests {
         }
     }
 
-    fn secret(text: &str) -> Option<Secret<String>> {
-        Some(Secret::new(text.to_owned()))
+    fn secret(text: &str) -> Secret<String> {
+        Secret::new(text.to_owned())
     }
 
     fn drive(secrets: &HostSecrets) -> BTreeMap<String, String> {
@@ -258,7 +258,7 @@ mod tests {
             "\u{fffd} ${name} {{ ds }} \t no end of line",
         ] {
             let secrets = HostSecrets {
-                user_data: secret(text),
+                user_data: Some(secret(text)),
                 ..HostSecrets::default()
             };
             assert_eq!(drive(&secrets)["openstack/latest/user_data"], text);
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn the_daemon_reads_its_configuration_and_its_script_is_a_constant() {
         let secrets = HostSecrets {
-            user_data: secret("#cloud-config\nruncmd: []\nbootcmd: []\n"),
+            user_data: Some(secret("#cloud-config\nruncmd: []\nbootcmd: []\n")),
             ..HostSecrets::default()
         };
         let drive = drive(&secrets);
@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn a_persons_vendor_data_runs_beside_ours() {
         let secrets = |text: &str| HostSecrets {
-            vendor_data: secret(text),
+            vendor_data: Some(secret(text)),
             ..HostSecrets::default()
         };
         let text = "#cloud-config\npackages: [\u{e9}, \"--ferrite--\"]\n";
@@ -327,7 +327,7 @@ mod tests {
     #[test]
     fn network_data_must_be_json_and_is_not_quoted_in_the_error() {
         let bad = HostSecrets {
-            network_data: secret("links: [secret-key]"),
+            network_data: Some(secret("links: [secret-key]")),
             ..HostSecrets::default()
         };
         let problem = config_drive(&host(), &bad, &daemon())
@@ -337,7 +337,7 @@ mod tests {
         assert!(problem.message.contains("host-1"), "{problem}");
         assert!(!problem.message.contains("secret-key"), "{problem}");
         let good = HostSecrets {
-            network_data: secret("{ \"links\" : [] }"),
+            network_data: Some(secret("{ \"links\" : [] }")),
             ..HostSecrets::default()
         };
         assert_eq!(

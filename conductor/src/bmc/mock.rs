@@ -58,12 +58,12 @@ fn said(id: &str, message: &str) -> Value {
 struct Inside {
     documents: BTreeMap<String, Value>,
     rules: Vec<Rule>,
-    calls: Vec<Call>,
+    calls: Vec<Asked>,
     sessions: Vec<String>,
 }
 
 #[derive(Debug)]
-struct Call {
+struct Asked {
     call: String,
     etag: String,
     body: Value,
@@ -75,7 +75,7 @@ pub(super) struct Mock {
     at: SocketAddr,
     inside: Arc<Mutex<Inside>>,
     stop: CancellationToken,
-    task: tokio_util::task::TaskTracker,
+    serving: tokio_util::task::TaskTracker,
 }
 
 impl Mock {
@@ -90,27 +90,27 @@ impl Mock {
         let router = Router::new()
             .fallback(handle)
             .with_state(Arc::clone(&inside));
-        let (stop, task) = (
+        let (stop, serving) = (
             CancellationToken::new(),
             tokio_util::task::TaskTracker::new(),
         );
         let stopped = stop.clone().cancelled_owned();
-        task.spawn(async move {
+        serving.spawn(async move {
             let served = axum::serve(listener, router).with_graceful_shutdown(stopped);
             served.await.unwrap();
         });
-        task.close();
+        serving.close();
         Self {
             at,
             inside,
             stop,
-            task,
+            serving,
         }
     }
 
     pub(super) async fn stop(&self) {
         self.stop.cancel();
-        self.task.wait().await;
+        self.serving.wait().await;
     }
 
     pub(super) fn base(&self) -> String {
@@ -130,7 +130,7 @@ impl Mock {
     }
 
     /// Sets `/path/of/document/Field/…`, adding to an array where the index is its length.
-    pub(super) fn set(&self, path: &str, value: Value) {
+    pub(super) fn set(&self, path: &str, value: &Value) {
         let mut inside = self.inside.lock().unwrap();
         let (document, pointer) = split(&inside.documents, path);
         let document = inside.documents.get_mut(&document).unwrap();
@@ -263,7 +263,7 @@ async fn handle(State(inside): State<Arc<Mutex<Inside>>>, request: Request) -> R
     let call = format!("{method} {path}");
     let mut inside = inside.lock().unwrap();
     let header = |name: &str| head.headers.get(name).map_or("", |v| v.to_str().unwrap());
-    inside.calls.push(Call {
+    inside.calls.push(Asked {
         call: call.clone(),
         etag: header("If-Match").to_owned(),
         body: body.clone(),

@@ -75,8 +75,6 @@ pub(crate) enum BootDevice {
     Pxe,
     /// The CD that the BMC presents.
     Cd,
-    /// Its own disk.
-    Disk,
 }
 
 /// A client for the BMC at `spec.address`. Makes no contact yet: the first call does.

@@ -34,9 +34,9 @@ pub(super) fn is_busy(status: u16, said: &Said) -> bool {
     }
 }
 
-/// `If-Match` values to try, in order, while the answer is 412. HPE makes weak ETags of compressed
+/// `If-Match` values to try, in order, while the answer is 412. HPE makes weak tags of compressed
 /// answers and compares them strongly; others send one and never accept any (Ironic: sushy's
-/// ladder: as given, strong, none). An empty ETag is none.
+/// ladder: as given, strong, none). An empty tag is none.
 pub(super) fn etags_to_try(etag: Option<&str>) -> Vec<Option<String>> {
     let Some(etag) = etag.filter(|e| !e.is_empty()) else {
         return vec![None];
@@ -88,7 +88,7 @@ pub(super) fn cd_target(vendor: &str, allowed: &[String]) -> &'static str {
 }
 
 /// Bodies for a boot override, to try in order while they are refused with 4xx. Target, Enabled
-/// and Mode together first: AMI, ASRock Rack and Supermicro want all three. HPE Gen9 and others
+/// and Mode together first: AMI, `ASRock` Rack and Supermicro want all three. HPE Gen9 and others
 /// cannot set a mode; some refuse an `Enabled` that is set already (Ironic).
 pub(super) fn boot_bodies(boot: &Value, target: &str, mode: &str) -> Vec<Value> {
     let full = json!({

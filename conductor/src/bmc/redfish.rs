@@ -157,7 +157,6 @@ impl Redfish {
         let allowed = strings(&boot["BootSourceOverrideTarget@Redfish.AllowableValues"]);
         let target = match device {
             BootDevice::Pxe => "Pxe",
-            BootDevice::Disk => "Hdd",
             BootDevice::Cd => {
                 quirks::cd_target(system["Manufacturer"].as_str().unwrap_or(""), &allowed)
             }
@@ -352,7 +351,7 @@ mod tests {
         let mock = Mock::start().await;
         mock.set(
             "/redfish/v1/Systems/Members/1/@odata.id",
-            json!("/redfish/v1/Systems/2"),
+            &json!("/redfish/v1/Systems/2"),
         );
         let error = client(&mock, "secret")
             .power()
@@ -484,7 +483,7 @@ mod tests {
         let mock = Mock::start().await;
         mock.set(
             "/redfish/v1/Managers/1/VirtualMedia/Cd/Image",
-            json!("http://old/x.iso"),
+            &json!("http://old/x.iso"),
         );
         let insert = "POST /redfish/v1/Managers/1/VirtualMedia/Cd/Actions/VirtualMedia.InsertMedia";
         let missing = (
@@ -535,7 +534,7 @@ mod tests {
     async fn what_a_bmc_sends_is_bounded() {
         let mock = Mock::start().await;
         let long = "x".repeat(5 << 20);
-        mock.set("/redfish/v1/Systems/1/Name", json!(long));
+        mock.set("/redfish/v1/Systems/1/Name", &json!(long));
         let problem = client(&mock, "secret").power().await.unwrap_err().problem();
         assert_eq!(problem.code, Code::BmcProtocol);
         assert!(problem.message.contains("4 MiB"), "{problem}");

@@ -265,7 +265,7 @@ pub(super) mod tests {
     fn paths_and_extents_that_lead_elsewhere_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         write_manifest(dir.path(), |m| {
-            m["files"]["kernel"]["path"] = json!("../../etc/passwd")
+            m["files"]["kernel"]["path"] = json!("../../etc/passwd");
         });
         assert!(matches!(
             load(dir.path()),

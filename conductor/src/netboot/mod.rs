@@ -299,11 +299,16 @@ fn spawn_dhcp(
     sockets: Vec<(UdpSocket, u16)>,
     stop: &CancellationToken,
 ) {
-    if let dhcp::Mode::Server(server, _) = &answers.mode {
-        match advert::socket(&server.interface) {
+    let network = match &answers.mode {
+        dhcp::Mode::Server(server, _) => Some((&server.interface, server.unknown)),
+        dhcp::Mode::Proxy(proxy) => Some((&proxy.interface, proxy.unknown)),
+        dhcp::Mode::Off => None,
+    };
+    if let Some((interface, unknown)) = network {
+        match advert::socket(interface) {
             Ok(socket) => {
                 let directory = Arc::clone(&answers.directory);
-                tasks.spawn(advert::run(directory, server.unknown, socket, stop.clone()));
+                tasks.spawn(advert::run(directory, unknown, socket, stop.clone()));
             }
             // Without IPv6 here all works as well, only iPXE takes longer.
             Err(error) => tracing::info!(%error, "netboot: iPXE will wait for an IPv6 router"),

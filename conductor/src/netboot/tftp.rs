@@ -332,8 +332,8 @@ mod tests {
         let server = socket.local_addr().unwrap();
         let (stop, log) = (CancellationToken::new(), Arc::new(Mutex::new(0)));
         let noted = Arc::clone(&log);
-        let served = move |_, _, bytes| *noted.lock().unwrap() += bytes;
-        let running = tokio::spawn(run(socket, small_table(length), stop.clone(), served));
+        let note = move |_, _, bytes| *noted.lock().unwrap() += bytes;
+        let running = tokio::spawn(run(socket, small_table(length), stop.clone(), note));
 
         let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         client
