@@ -7,7 +7,7 @@ use std::io::Cursor;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use ferrite_proto::boot::{BOOT_CFG_BYTES, BOOT_CFG_MAGIC};
 use hadris_iso::boot::options::{BootEntryOptions, BootOptions, BootSectionOptions};
 use hadris_iso::boot::{EmulationType, PlatformId};
@@ -53,7 +53,8 @@ pub(crate) fn build(uki: &[u8]) -> Result<Iso> {
     };
     IsoImageWriter::create(&mut out, files, options(load_size))
         .map_err(|error| anyhow::anyhow!("writing the ISO: {error}"))?;
-    let bytes = out.into_inner();
+    let mut bytes = out.into_inner();
+    forget_times(&mut bytes)?;
     let config = find_config(&bytes)?;
     Ok(Iso { bytes, config })
 }
@@ -114,6 +115,43 @@ fn options(load_size: NonZeroU16) -> IsoFormatOptions {
     }
 }
 
+/// Sets every time to one and the same: the writer stamps its own, and two builds of one input shall not differ.
+fn forget_times(iso: &mut [u8]) -> Result<()> {
+    /// In the volume descriptor: creation and modification, then the root directory's record.
+    const VOLUME: usize = 16 * SECTOR;
+    const VOLUME_TIMES: usize = VOLUME + 813;
+    const ROOT: usize = VOLUME + 156;
+    let number = |iso: &[u8], at: usize| {
+        let bytes = iso
+            .get(at..at + 4)
+            .and_then(|b| b.try_into().ok())
+            .map(u32::from_le_bytes);
+        bytes
+            .map(|n| n as usize)
+            .context("the new ISO is cut short")
+    };
+    let (start, length) = (number(iso, ROOT + 2)? * SECTOR, number(iso, ROOT + 10)?);
+    ensure!(
+        start + length <= iso.len(),
+        "the new ISO's root directory is cut short"
+    );
+    for at in [VOLUME_TIMES, VOLUME_TIMES + 17] {
+        iso[at..at + 17].copy_from_slice(b"1980010100000000\0");
+    }
+    forget_time(iso, ROOT);
+    let mut at = start;
+    while at + 33 < start + length && iso[at] != 0 {
+        forget_time(iso, at);
+        at += usize::from(iso[at]);
+    }
+    Ok(())
+}
+
+/// Sets the time in a directory record: years since 1900, month, day, and zeroes.
+fn forget_time(iso: &mut [u8], record: usize) {
+    iso[record + 18..record + 25].copy_from_slice(&[80, 1, 1, 0, 0, 0, 0]);
+}
+
 /// Reads the ISO back to find the extent, and checks that the bytes there are the placeholder's.
 fn find_config(iso: &[u8]) -> Result<Extent> {
     let image = IsoImage::open(Cursor::new(iso))
@@ -161,6 +199,16 @@ mod tests {
             root.iter(&image)
                 .entries()
                 .any(|e| e.unwrap().name().starts_with(b"BOOT.CFG"))
+        );
+    }
+
+    #[test]
+    fn no_time_of_the_build_is_left() {
+        let one = build(&[7; 300_000]).unwrap().bytes;
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        assert!(
+            one == build(&[7; 300_000]).unwrap().bytes,
+            "two builds differ"
         );
     }
 

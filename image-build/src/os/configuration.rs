@@ -95,6 +95,16 @@ pub(crate) const FILES: &[Text] = &[
         content: "[Journal]\nStorage=volatile\nRuntimeMaxUse=16M\n",
     },
     Text {
+        path: "etc/systemd/system/systemd-udev-trigger.service.d/few.conf",
+        mode: 0o644,
+        content: COLD_PLUG,
+    },
+    Text {
+        path: "etc/initramfs-tools/scripts/init-top/udev",
+        mode: 0o755,
+        content: INITRAMFS_UDEV,
+    },
+    Text {
         path: "etc/modprobe.d/image.conf",
         mode: 0o644,
         content: BLACKLIST,
@@ -122,6 +132,29 @@ pub(crate) const FILES: &[Text] = &[
                GRUB_CMDLINE_LINUX=\"console=tty0 console=ttyS0,115200n8\"\n",
     },
 ];
+
+/// Cold plug without the devices that no rule does anything for: half of them are virtual consoles.
+const COLD_PLUG: &str = "\
+[Service]
+ExecStart=
+ExecStart=-udevadm trigger --type=subsystems --action=add
+ExecStart=-udevadm trigger --type=devices --action=add --prioritized-subsystem=block,net,input \
+--subsystem-nomatch=tty --subsystem-nomatch=vc --subsystem-nomatch=wakeup \
+--subsystem-nomatch=workqueue --subsystem-nomatch=memory --subsystem-nomatch=cpu \
+--subsystem-nomatch=clockevents --subsystem-nomatch=clocksource --subsystem-nomatch=event_source \
+--subsystem-nomatch=bdi --subsystem-nomatch=mem --subsystem-nomatch=thermal
+ExecStart=-udevadm trigger --type=devices --action=add --subsystem-match=tty \
+--sysname-match=tty[SU]* --sysname-match=hvc*
+";
+
+/// In place of initramfs-tools' script of that name: the modules to load are listed, so only disks matter here.
+const INITRAMFS_UDEV: &str = "\
+#!/bin/sh -e
+[ \"$1\" = prereqs ] && exit 0
+SYSTEMD_LOG_LEVEL=notice /lib/systemd/systemd-udevd --daemon --resolve-names=never
+udevadm trigger --type=devices --action=add --subsystem-match=block
+udevadm settle || true
+";
 
 /// What udev would load for a CPU's features while cloud-init waits for the same CPUs. The hypervisor and the crypto
 /// code with its self-tests take seconds under emulation; whoever wants them can still load them by name.
