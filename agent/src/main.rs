@@ -4,6 +4,7 @@
 //! shell (`cli.rs`).
 
 mod boot;
+mod cli;
 mod conductor;
 mod daemon;
 mod efi;
@@ -35,6 +36,9 @@ enum Life {
     Worker,
     /// The host daemon on a deployed OS
     Daemon(daemon::DaemonArgs),
+    Inspect(cli::InspectArgs),
+    WriteImage(cli::WriteImageArgs),
+    Erase(cli::EraseArgs),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +50,9 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().life {
         Life::Worker => ramdisk::worker::run(),
         Life::Daemon(args) => daemon::run(&args),
+        Life::Inspect(args) => cli::inspect(&args),
+        Life::WriteImage(args) => cli::write_image(args),
+        Life::Erase(args) => cli::erase(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,6 +11,12 @@ use std::path::Path;
 use super::aligned::Aligned;
 use super::{Device, DiskError, EDGE, mbr};
 
+/// How much of a disk's start is looked at and written last.
+pub(crate) const HEAD: usize = 1 << 20;
+const _: () = assert!(
+    HEAD as u64 == EDGE,
+    "what is cleared first is what is written last"
+);
 const MAGIC: &[u8; 8] = b"EFI PART";
 /// The header's own bytes; what follows in its sector is reserved.
 const HEADER: usize = 92;
@@ -384,9 +390,6 @@ pub(crate) fn confirm(table: &Table, path: &Path) -> Result<(), BadTable> {
         Err(damaged("other partitions are read back than were written"))
     }
 }
-
-/// What `first MiB` means to a caller that wants a table out of it.
-pub(crate) const HEAD: usize = EDGE as usize;
 
 fn long(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap_or_default())

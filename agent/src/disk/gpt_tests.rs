@@ -76,7 +76,7 @@ fn a_table_moves_to_a_larger_disk_with_its_numbers() {
             "not a byte of the entries may change"
         );
         assert_eq!(
-            mbr::read(&written).unwrap()[0].sectors as u64,
+            u64::from(mbr::read(&written).unwrap()[0].sectors),
             32 * MIB / sector - 1
         );
         if sector == 512 {

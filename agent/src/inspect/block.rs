@@ -194,7 +194,7 @@ fn in_use(reader: &Reader<'_>, name: &str) -> Option<String> {
 /// A line of mountinfo: number, parent, major:minor, root, place, options … - kind, source, ….
 fn mounted(reader: &Reader<'_>, device: &str, number: &str) -> Option<String> {
     let text = reader.text("/proc/self/mountinfo")?;
-    let place = text.lines().find_map(|line| {
+    text.lines().find_map(|line| {
         let (front, back) = line.split_once(" - ")?;
         let mut words = front.split(' ').skip(2);
         let (found, place) = (words.next()?, words.nth(1)?);
@@ -202,8 +202,7 @@ fn mounted(reader: &Reader<'_>, device: &str, number: &str) -> Option<String> {
         let source = back.split(' ').nth(1)?;
         let same = found == number || source.strip_prefix("/dev/") == Some(device);
         same.then(|| place.to_owned())
-    });
-    place
+    })
 }
 
 fn swaps(reader: &Reader<'_>, device: &str) -> bool {

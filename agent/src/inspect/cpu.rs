@@ -65,10 +65,11 @@ mod tests {
         let mut text = String::new();
         for thread in 0..8 {
             let (socket, core) = (thread / 4, thread % 2);
-            text.push_str(&format!(
+            let part = format!(
                 "processor\t: {thread}\nmodel name\t: Made Up 9\nphysical id\t: {socket}\n\
                  core id\t\t: {core}\nflags\t\t: sse fpu\n\n"
-            ));
+            );
+            text.push_str(&part);
         }
         let cpu = parse(&text);
         assert_eq!(

@@ -11,7 +11,7 @@ mod handover;
 pub(crate) mod init;
 mod leases;
 mod links;
-mod message;
+pub(crate) mod message;
 pub(crate) mod modules;
 mod poll;
 mod session;

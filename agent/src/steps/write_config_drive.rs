@@ -217,21 +217,8 @@ impl Place {
     ) -> Result<Self, Problem> {
         let present = table.partitions().find(|p| p.name == CONFIG_DRIVE_LABEL);
         let known = present.is_some();
-        let Partition { number, span, .. } = match present {
-            Some(partition) => partition,
-            None => {
-                let guid = uuid::Uuid::new_v4().to_bytes_le();
-                let added = table.add(CONFIG_DRIVE_LABEL, wanted, guid);
-                added.map_err(|error| match error {
-                    BadTable::NoSpace { .. } | BadTable::Full(_) => {
-                        too_large(device, &error.to_string())
-                    }
-                    BadTable::Damaged(_) | BadTable::Beyond { .. } => {
-                        failed(device.name(), &error.to_string())
-                    }
-                })?
-            }
-        };
+        let partition = present.map_or_else(|| added(&mut table, device, wanted), Ok)?;
+        let Partition { number, span, .. } = partition;
         Ok(Self {
             number,
             span,
@@ -293,6 +280,15 @@ impl Place {
             None => Ok(gpt::write_head(&self.head, device)?),
         }
     }
+}
+
+fn added(table: &mut Table, device: &Device<'_>, wanted: u64) -> Result<Partition, Problem> {
+    let guid = uuid::Uuid::new_v4().to_bytes_le();
+    let added = table.add(CONFIG_DRIVE_LABEL, wanted, guid);
+    added.map_err(|error| match error {
+        BadTable::NoSpace { .. } | BadTable::Full(_) => too_large(device, &error.to_string()),
+        BadTable::Damaged(_) | BadTable::Beyond { .. } => failed(device.name(), &error.to_string()),
+    })
 }
 
 /// `/dev/sda` and 2 is `/dev/sda2`; `/dev/nvme0n1` and 2 is `/dev/nvme0n1p2`.

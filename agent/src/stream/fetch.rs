@@ -1,6 +1,6 @@
 //! Fetches a file by HTTP or HTTPS, resuming where a connection broke, and hands its bytes on.
 //!
-//! It resumes only what is provably the same file: same length, and the same strong ETag or
+//! It resumes only what is provably the same file: same length, and the same strong `ETag` or
 //! Last-Modified. What the bytes mean is not its business.
 
 use std::io::{ErrorKind, Read};
@@ -193,7 +193,7 @@ fn client(patience: Patience, url: &str) -> Result<Client, FetchError> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Known {
     total: Option<u64>,
-    /// A strong ETag, else Last-Modified.
+    /// A strong `ETag`, else Last-Modified.
     mark: Option<String>,
 }
 
