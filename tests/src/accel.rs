@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::conductor::target_dir;
+
 const DEVICE: &str = "/dev/kvm";
 /// A kernel without a root says this within a second on any machine with working KVM.
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -51,9 +53,24 @@ pub struct Verdict {
     boot: String,
 }
 
-/// The best way that was seen to work on this machine, tried with the first of `kernels` that
-/// exists. `FERRITE_ACCEL=tcg` or `kvm` skips the trial.
-pub fn choose(kernels: &[PathBuf], cache: &Path) -> Verdict {
+/// The best way that was seen to work on this machine: tried with the ramdisk's kernel where it has
+/// been built, else with one of this machine's. `FERRITE_ACCEL=tcg` or `kvm` skips the trial.
+pub fn choose() -> Accel {
+    let target = target_dir().unwrap_or_else(|_| PathBuf::from("target"));
+    let mut kernels = vec![target.join("boot/vmlinuz")];
+    let installed = fs::read_dir("/boot")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    kernels.extend(installed.filter(|path| path.to_string_lossy().contains("/vmlinuz")));
+    let found = try_kernels(&kernels, &target.join("accel.json"));
+    tracing::info!(accel = ?found.accel, why = found.why, "how hosts run");
+    found.accel
+}
+
+/// Tries the first of `kernels` that exists.
+fn try_kernels(kernels: &[PathBuf], cache: &Path) -> Verdict {
     let boot = boot_id();
     match std::env::var("FERRITE_ACCEL").as_deref() {
         Ok("tcg") => {
@@ -182,7 +199,7 @@ mod tests {
     fn without_a_kernel_to_try_nothing_is_believed_or_kept() {
         let dir = tempfile::tempdir().unwrap();
         let cache = dir.path().join("accel.json");
-        let verdict = choose(&[dir.path().join("none")], &cache);
+        let verdict = try_kernels(&[dir.path().join("none")], &cache);
         assert_eq!(verdict.accel, Accel::Tcg);
         assert!(!cache.exists());
     }
@@ -192,7 +209,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (cache, kernel) = (dir.path().join("accel.json"), dir.path().join("vmlinuz"));
         fs::write(&kernel, "no kernel").unwrap();
-        let verdict = choose(std::slice::from_ref(&kernel), &cache);
+        let verdict = try_kernels(std::slice::from_ref(&kernel), &cache);
         assert_eq!(verdict.accel, Accel::Tcg, "{}", verdict.why);
         assert_eq!(read_cache(&cache), Some(verdict));
 
@@ -203,7 +220,7 @@ mod tests {
         };
         write_cache(&cache, &old);
         assert_eq!(
-            choose(&[kernel], &cache).accel,
+            try_kernels(&[kernel], &cache).accel,
             Accel::Tcg,
             "a verdict outlived its boot"
         );

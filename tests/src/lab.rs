@@ -15,9 +15,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use crate::accel::Accel;
+use crate::accel::{self, Accel};
 use crate::bmc::{Bmc, PASSWORD, USER};
-use crate::conductor::target_dir;
 use crate::forward::forward;
 use crate::images::{self, Images};
 use crate::machine::Machine;
@@ -76,7 +75,7 @@ impl Builder {
         let net = Arc::new(Namespace::create()?);
         let runtime = net.runtime()?;
         let dir = Dir::new(self.dir)?;
-        let accel = self.accel.unwrap_or_else(choose_accel);
+        let accel = self.accel.unwrap_or_else(accel::choose);
         let images_dir = self.images.unwrap_or_else(|| dir.path().join("images"));
         fs::create_dir_all(&images_dir)?;
         let images = Images::new(&images_dir);
@@ -94,24 +93,6 @@ impl Builder {
         }
         Ok(lab)
     }
-}
-
-/// With the ramdisk's kernel where it has been built, else with the one of this machine.
-fn choose_accel() -> Accel {
-    let target = target_dir().unwrap_or_else(|_| PathBuf::from("target"));
-    let mut kernels = vec![
-        target.join("boot/vmlinuz"),
-        target.join("lab/artifacts/vmlinuz"),
-    ];
-    let installed = fs::read_dir("/boot")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path());
-    kernels.extend(installed.filter(|path| path.to_string_lossy().contains("/vmlinuz")));
-    let verdict = crate::accel::choose(&kernels, &target.join("accel.json"));
-    tracing::info!(accel = ?verdict.accel, why = verdict.why, "how hosts run");
-    verdict.accel
 }
 
 /// A running lab.
@@ -356,7 +337,7 @@ fn remove_earlier(dir: &Path) -> Result<()> {
         let of_host = name
             .to_string_lossy()
             .strip_prefix("host-")
-            .map(|number| number.parse::<u8>());
+            .map(str::parse::<u8>);
         if name == "conductor" || matches!(of_host, Some(Ok(_))) {
             let path = entry.path();
             fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;

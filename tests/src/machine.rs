@@ -13,8 +13,6 @@ use crate::accel::Accel;
 
 pub(crate) const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 pub(crate) const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
-/// iPXE as the option ROM of the card: SeaBIOS has no network driver of its own.
-const BIOS_NIC_ROM: &str = "pxe-virtio.rom";
 /// The drive that virtual media goes into.
 pub(crate) const CD: &str = "cd0";
 
@@ -237,8 +235,10 @@ impl Machine {
 
     fn nic_arguments(&self, nic: u8, line: &mut Line) {
         let rom = match self.firmware {
-            Firmware::Uefi => "", // OVMF drives the card itself
-            Firmware::Bios => BIOS_NIC_ROM,
+            Firmware::Uefi => ",romfile=", // none: OVMF drives the card itself
+            // SeaBIOS has no network driver: it runs iPXE from the card's ROM. It has to be QEMU's
+            // default one: a ROM that is named keeps its own PCI ID, and SeaBIOS passes it over.
+            Firmware::Bios => "",
         };
         let (tap, mac) = (self.tap(nic), self.mac(nic));
         line.pair(
@@ -246,7 +246,7 @@ impl Machine {
             format!("tap,id=net{nic},ifname={tap},script=no,downscript=no"),
         );
         let device = format!("virtio-net-pci,id=nic{nic},netdev=net{nic}");
-        line.pair("-device", format!("{device},mac={mac},romfile={rom}"));
+        line.pair("-device", format!("{device},mac={mac}{rom}"));
     }
 
     fn disk_arguments(&self, files: &Files, line: &mut Line) {
@@ -385,6 +385,6 @@ mod tests {
         assert!(uefi.contains("mac=52:54:00:77:00:02,romfile= "), "{uefi}");
         let bios = shown(&Machine::new(2).firmware(Firmware::Bios));
         assert!(!bios.contains("pflash"), "{bios}");
-        assert!(bios.contains("romfile=pxe-virtio.rom"), "{bios}");
+        assert!(!bios.contains("romfile"), "{bios}");
     }
 }

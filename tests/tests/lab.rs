@@ -68,9 +68,25 @@ fn a_bios_host_boots_virtual_media_once() -> Result<()> {
     reset(&lab, "On");
     host.wait_console("Booting from DVD/CD", SOON)?;
     host.wait_console("iPXE initialising devices", SOON)?;
+    let insert = "/redfish/v1/Managers/1/VirtualMedia/Cd/Actions/VirtualMedia.EjectMedia";
+    act(&lab, insert, &json!({}));
     reset(&lab, "PowerCycle");
     host.wait_console("Booting from Hard Disk", SOON)?;
-    host.wait_console("Configuring (net0", SOON)?; // the disk is blank, so the network is next
+    host.wait_console("iPXE (PCI", SOON)?; // the disk is blank, so the network card is next
     assert_eq!(host.firmware_boots(), 2);
+    Ok(())
+}
+
+#[test]
+fn a_bios_host_boots_the_network_when_its_bmc_says_so() -> Result<()> {
+    let lab = Lab::builder()
+        .host(|machine| machine.firmware(Firmware::Bios))
+        .up()?;
+    let host = lab.host(1);
+    boot(&lab, "Pxe");
+    reset(&lab, "On");
+    host.wait_console("Configuring (net0", SOON)?;
+    let console = host.console();
+    assert!(!console.contains("Booting from Hard Disk"), "{console}");
     Ok(())
 }
