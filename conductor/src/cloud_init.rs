@@ -1,15 +1,15 @@
 //! The files of a host's config drive: what cloud-init reads, and what starts our host daemon.
 //!
-//! The form is the `ConfigDrive` version 2 of `OpenStack` (volume label `config-2`), not NoCloud: the
+//! The form is version 2 of OpenStack's config drive (volume label `config-2`), not `NoCloud`: the
 //! `network_data.json` and user data that Metal3 and Ironic users have work unchanged, and other
 //! readers (Ignition, cloudbase-init) know it too. User, network and vendor data are passed on as
 //! they are; nothing here renders templates or looks inside user data.
 //!
 //! The daemon must start whatever the user's own data says, and `runcmd`, `write_files` and the
 //! like of vendor data are *replaced* by the user's. So our vendor data is a `cloud-boothook`: a
-//! handler of its own that no user data touches (but for an outright `vendor_data: {enabled: false}`,
-//! which is then a person's wish). Its script is a constant; all that varies
-//! lies in `ferrite/daemon.json` on the drive. It runs at every boot and changes nothing twice.
+//! handler of its own that no user data touches, but for an outright
+//! `vendor_data: {enabled: false}`, which is then a person's wish. Its script is a constant; all that varies lies in
+//! `ferrite/daemon.json` on the drive. It runs at every boot and changes nothing twice.
 
 use base64::Engine;
 use ferrite_proto::agent_api::DaemonConfig;

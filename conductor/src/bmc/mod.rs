@@ -6,8 +6,6 @@
 mod address;
 mod error;
 mod media;
-#[cfg(test)]
-mod mock;
 mod quirks;
 mod redfish;
 mod wire;
@@ -82,3 +80,6 @@ pub(crate) fn connect(spec: &BmcSpec, password: &Secret<String>) -> Result<Box<d
     let address = address::Address::parse(&spec.address)?;
     Ok(Box::new(redfish::Redfish::new(address, spec, password)?))
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 use super::error::Said;
 
 /// GETs that are worth asking again: any 5xx, and a BMC that says it is not ready.
-/// Ironic: Dell answers `SYS518` for minutes after its restart, iLO 400 `InvalidOperationForSystemState`.
+/// Ironic: Dell answers `SYS518` for minutes after its restart, iLO 400 with
+/// `InvalidOperationForSystemState`.
 pub(super) fn passes_by_itself(status: u16, said: &Said) -> bool {
     status >= 500 || is_busy(status, said)
 }

@@ -309,7 +309,7 @@ fn strings(value: &Value) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bmc::mock::{Mock, Rule};
+    use crate::bmc::tests::{Mock, Rule};
     use ferrite_proto::problem::Code;
     use std::time::Duration;
 

@@ -44,7 +44,10 @@ pub(super) struct Iso {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ArtifactError {
     /// A file cannot be read.
-    #[error("cannot read the boot file {}; build them with `ferrite-image ramdisk`", path.display())]
+    #[error(
+        "cannot read the boot file {}; build them with `ferrite-image ramdisk`",
+        path.display()
+    )]
     Read {
         /// Which.
         path: PathBuf,
@@ -70,7 +73,10 @@ pub(crate) enum ArtifactError {
         reason: String,
     },
     /// A file is not the one that was built.
-    #[error("the boot file {} is not the one in manifest.json ({reason}); build them again", path.display())]
+    #[error(
+        "the boot file {} is not the one in manifest.json ({reason}); build them again",
+        path.display()
+    )]
     Changed {
         /// Which.
         path: PathBuf,

@@ -195,7 +195,10 @@ pub(crate) enum NetbootError {
     #[error(transparent)]
     Artifacts(#[from] ArtifactError),
     /// iPXE is not there.
-    #[error("cannot read {}; install Debian's package ipxe, or name the folder that has it", path.display())]
+    #[error(
+        "cannot read {}; install Debian's package ipxe, or name the folder that has it",
+        path.display()
+    )]
     Ipxe {
         /// Which file.
         path: PathBuf,
