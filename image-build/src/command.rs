@@ -1,5 +1,5 @@
-//! The one door to child processes: every failure names the argv, the exit status and what the child said.
-//! There is no shell and no string that becomes a command.
+//! The one door to child processes: every failure names the argv, the exit status and what the
+//! child said. There is no shell and no string that becomes a command.
 
 use std::ffi::OsStr;
 use std::process::{Command, Output, Stdio};

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use object::{Object, ObjectSection};
 
-/// Suffixes under which a file may lie in a firmware directory, as the kernel itself would look for it.
+/// Suffixes under which a file may lie in a firmware directory, as the kernel itself would look for
+/// it.
 const SUFFIXES: [&str; 2] = ["", ".xz"];
 
 /// What the drivers ask for, split by whether it is there.

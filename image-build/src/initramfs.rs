@@ -1,9 +1,9 @@
 //! Packs the ramdisk: two cpio archives one after the other, which is how the kernel wants several.
 //!
-//! The first is zstd-compressed and has what every boot needs: the agent as `/init`, device nodes, module indexes.
-//! The second is not compressed, because each of its files already is: a host loads a dozen of some two hundred
-//! modules, and on a slow machine decompressing the rest would be most of the boot.
-//! The same inputs give the same bytes: sorted names, no times, fixed inode numbers.
+//! The first is zstd-compressed and has what every boot needs: the agent as `/init`, device nodes,
+//! module indexes. The second is not compressed, because each of its files already is: a host loads
+//! a dozen of some two hundred modules, and on a slow machine decompressing the rest would be most
+//! of the boot. The same inputs give the same bytes: sorted names, no times, fixed inode numbers.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -13,7 +13,8 @@ use cpio::newc::{Builder, ModeFileType, trailer};
 
 /// Highest level that needs no more memory to decompress than level 3 on these sizes.
 const ZSTD_LEVEL: i32 = 19;
-/// The kernel looks for the next archive at a multiple of four; whole sectors keep hexdumps readable.
+/// The kernel looks for the next archive at a multiple of four; whole sectors keep hexdumps
+/// readable.
 const ARCHIVE_ALIGN: usize = 512;
 
 /// One thing in the tree, by absolute name without the leading slash.

@@ -1,7 +1,8 @@
 //! The ISO for virtual media: an El Torito UEFI entry with the UKI in an ESP, and BOOT.CFG.
 //!
-//! BOOT.CFG is 4096 bytes in one extent that the conductor replaces for each host while it streams the file;
-//! what stands in it here is only its first line. BIOS machines boot over the network instead.
+//! BOOT.CFG is 4096 bytes in one extent that the conductor replaces for each host while it streams
+//! the file; what stands in it here is only its first line. BIOS machines boot over the network
+//! instead.
 
 use std::io::Cursor;
 use std::num::NonZeroU16;
@@ -67,7 +68,8 @@ fn empty_config() -> Vec<u8> {
     text
 }
 
-/// The catalog counts 512-byte sectors in 16 bits. For a larger ESP firmware takes 1 to mean "to the end".
+/// The catalog counts 512-byte sectors in 16 bits. For a larger ESP firmware takes 1 to mean "to
+/// the end".
 fn load_size(esp: usize) -> NonZeroU16 {
     u16::try_from(esp / 512)
         .ok()
@@ -115,7 +117,8 @@ fn options(load_size: NonZeroU16) -> IsoFormatOptions {
     }
 }
 
-/// Sets every time to one and the same: the writer stamps its own, and two builds of one input shall not differ.
+/// Sets every time to one and the same: the writer stamps its own, and two builds of one input
+/// shall not differ.
 fn forget_times(iso: &mut [u8]) -> Result<()> {
     /// In the volume descriptor: creation and modification, then the root directory's record.
     const VOLUME: usize = 16 * SECTOR;
@@ -204,10 +207,10 @@ mod tests {
 
     #[test]
     fn no_time_of_the_build_is_left() {
-        let one = build(&[7; 300_000]).unwrap().bytes;
+        let one = build(&vec![7; 300_000]).unwrap().bytes;
         std::thread::sleep(std::time::Duration::from_millis(1100));
         assert!(
-            one == build(&[7; 300_000]).unwrap().bytes,
+            one == build(&vec![7; 300_000]).unwrap().bytes,
             "two builds differ"
         );
     }
@@ -216,7 +219,8 @@ mod tests {
     fn the_label_and_the_uefi_entry_are_there() {
         let iso = build(&vec![7; 300_000]).unwrap().bytes;
         assert!(iso[16 * SECTOR + 40..].starts_with(b"FERRITE "));
-        // Boot record: identifier, then the catalog's sector; its second entry header is for platform 0xef.
+        // Boot record: identifier, then the catalog's sector; its second entry header is for
+        // platform 0xef.
         let record = &iso[17 * SECTOR..];
         assert_eq!(&record[1..6], b"CD001");
         let sector = u32::from_le_bytes(record[0x47..0x4b].try_into().unwrap()) as usize;

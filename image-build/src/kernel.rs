@@ -27,7 +27,8 @@ pub(crate) enum Source<'a> {
     Archive,
 }
 
-/// Gets, unpacks and indexes the kernel; every step is skipped when the cache already has its result.
+/// Gets, unpacks and indexes the kernel; every step is skipped when the cache already has its
+/// result.
 pub(crate) fn obtain(source: Source<'_>, cache: &Path) -> Result<Kernel> {
     std::fs::create_dir_all(cache)
         .with_context(|| format!("making the cache directory {}", cache.display()))?;
@@ -44,7 +45,8 @@ pub(crate) fn obtain(source: Source<'_>, cache: &Path) -> Result<Kernel> {
     open(&tree)
 }
 
-/// Asks apt for the current kernel. Without an answer (no network, no lists) a package cached earlier is as good.
+/// Asks apt for the current kernel. Without an answer (no network, no lists) a package cached
+/// earlier is as good.
 fn download(cache: &Path) -> Result<PathBuf> {
     let name = match current_package() {
         Ok(name) => name,
@@ -110,7 +112,8 @@ fn newest_cached(cache: &Path, prefix: &str) -> Result<Option<PathBuf>> {
     Ok(found.into_iter().max().map(|(_, path)| path))
 }
 
-/// Unpacks beside the final place and renames, so that an interrupted unpacking is never taken for a tree.
+/// Unpacks beside the final place and renames, so that an interrupted unpacking is never taken for
+/// a tree.
 fn unpack(package: &Path, tree: &Path) -> Result<()> {
     let partial = tree.with_extension("partial");
     if partial.exists() {

@@ -33,7 +33,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Build all boot files (kernel, initramfs, UKI, ISO) into a directory that the conductor serves
+    /// Build all boot files (kernel, initramfs, UKI, ISO) into a directory that the conductor
+    /// serves
     Ramdisk(RamdiskArgs),
     /// Build a unified kernel image from a kernel and an initramfs
     Uki(UkiArgs),

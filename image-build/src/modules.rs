@@ -1,5 +1,5 @@
-//! Which modules to ship: names from the profile, closed over dependencies.
-//! Reads depmod's indexes as text and writes them back, cut down to what is shipped; it opens no module file.
+//! Which modules to ship: names from the profile, closed over dependencies. Reads depmod's indexes
+//! as text and writes them back, cut down to what is shipped; it opens no module file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -7,13 +7,15 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// Suffix of a module as shipped: each one is compressed alone, so that only what is loaded is ever decompressed.
+/// Suffix of a module as shipped: each one is compressed alone, so that only what is loaded is ever
+/// decompressed.
 pub(crate) const SHIPPED_SUFFIX: &str = ".zst";
 
 /// depmod's indexes of one kernel.
 #[derive(Debug, Default)]
 pub(crate) struct ModuleIndex {
-    /// Path below /lib/modules/RELEASE to the paths it needs, all of them (depmod writes the closure).
+    /// Path below /lib/modules/RELEASE to the paths it needs, all of them (depmod writes the
+    /// closure).
     dependencies: BTreeMap<String, Vec<String>>,
     paths_by_name: BTreeMap<String, String>,
     /// Alias pattern and module name, in depmod's order.
@@ -75,8 +77,8 @@ impl ModuleIndex {
         index
     }
 
-    /// The wanted modules, all they depend on, and what their soft dependencies name (ext4 loads without crc32c,
-    /// but then refuses to mount).
+    /// The wanted modules, all they depend on, and what their soft dependencies name (ext4 loads
+    /// without crc32c, but then refuses to mount).
     pub(crate) fn select<'a>(&self, wanted: impl Iterator<Item = &'a str>) -> Selection {
         let mut queue: Vec<String> = wanted.map(normal).collect();
         let mut paths = BTreeSet::new();
@@ -123,12 +125,14 @@ impl ModuleIndex {
             .filter(|(module, _)| normal(module) == name);
         let words = lines.flat_map(|(_, rest)| rest.split_whitespace());
         let names: BTreeSet<String> = words.filter(|w| !w.ends_with(':')).map(normal).collect();
-        // A soft dependency that this kernel lacks is the kernel's business, not an error of the profile.
+        // A soft dependency that this kernel lacks is the kernel's business, not an error of the
+        // profile.
         let known = |n: &String| !self.paths_of(n).is_empty();
         names.into_iter().filter(known).collect()
     }
 
-    /// The index files of the ramdisk: same formats as depmod's, only the shipped modules, with their shipped names.
+    /// The index files of the ramdisk: same formats as depmod's, only the shipped modules, with
+    /// their shipped names.
     pub(crate) fn shipped_indexes(&self, paths: &BTreeSet<String>) -> Vec<(&'static str, String)> {
         let names: BTreeSet<String> = paths.iter().map(|path| name_of(path)).collect();
         let ships = |name: &str| names.contains(&normal(name));

@@ -1,5 +1,6 @@
-//! Builds the small Debian image that the demo and the tests deploy: raw, sparse, bootable under UEFI and BIOS.
-//! This file is the sequence; the parts are below it. No loop devices and no mounts: it works in a container.
+//! Builds the small Debian image that the demo and the tests deploy: raw, sparse, bootable under
+//! UEFI and BIOS. This file is the sequence; the parts are below it. No loop devices and no mounts:
+//! it works in a container.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! Builds the ramdisk's kernel and initramfs from the profile, a kernel package and the agent.
-//! The formats are elsewhere (`initramfs.rs`, `artifacts.rs`); the agent is a file like any other here.
+//! Builds the ramdisk's kernel and initramfs from the profile, a kernel package and the agent. The
+//! formats are elsewhere (`initramfs.rs`, `artifacts.rs`); the agent is a file like any other here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -132,7 +132,8 @@ fn payload_tree(
     Ok(tree)
 }
 
-/// Compressing two hundred modules takes half a minute and they change only with the kernel, so the results are kept.
+/// Compressing two hundred modules takes half a minute and they change only with the kernel, so the
+/// results are kept.
 fn shelved(shelf: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
     let path = shelf.join(artifacts::hex(&Sha256::digest(bytes)));
     if let Ok(known) = std::fs::read(&path) {
@@ -143,7 +144,8 @@ fn shelved(shelf: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
     Ok(packed)
 }
 
-/// Debian's kernel loads firmware plain or as xz with a CRC-32; it is built without zstd for firmware.
+/// Debian's kernel loads firmware plain or as xz with a CRC-32; it is built without zstd for
+/// firmware.
 fn as_loadable(name: &str, bytes: Vec<u8>) -> Result<(String, Vec<u8>)> {
     use std::io::Write as _;
     if Path::new(name).extension().is_some_and(|ext| ext == "xz") {

@@ -1,5 +1,6 @@
-//! A unified kernel image: systemd's EFI stub with command line, kernel and initramfs as PE sections of its own.
-//! Only appends sections and fixes the headers; the stub's code is not touched, and nothing is signed here.
+//! A unified kernel image: systemd's EFI stub with command line, kernel and initramfs as PE
+//! sections of its own. Only appends sections and fixes the headers; the stub's code is not
+//! touched, and nothing is signed here.
 
 use std::path::Path;
 

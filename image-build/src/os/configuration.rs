@@ -1,5 +1,6 @@
 //! What is changed in the fresh Debian tree: files as literal text, masked units, removed files.
-//! Everything a stock image has stays where a stock image has it; what is cut is what costs seconds at boot.
+//! Everything a stock image has stays where a stock image has it; what is cut is what costs seconds
+//! at boot.
 
 /// A file to write: path in the tree, mode, content.
 pub(crate) struct Text {
@@ -44,8 +45,8 @@ pub(crate) const EXCLUDED_PATHS: [&str; 5] = [
     "/usr/share/i18n/*",
 ];
 
-/// Directories removed once all is installed. cloud-init and requests import these if they are there and do without
-/// them if not; each start of Python is a fifth shorter for it.
+/// Directories removed once all is installed. cloud-init and requests import these if they are
+/// there and do without them if not; each start of Python is a fifth shorter for it.
 pub(crate) const REMOVED: [&str; 2] = [
     "usr/lib/python3/dist-packages/jsonschema",
     "usr/lib/python3/dist-packages/chardet",
@@ -147,7 +148,8 @@ ExecStart=-udevadm trigger --type=devices --action=add --subsystem-match=tty \
 --sysname-match=tty[SU]* --sysname-match=hvc*
 ";
 
-/// In place of initramfs-tools' script of that name: the modules to load are listed, so only disks matter here.
+/// In place of initramfs-tools' script of that name: the modules to load are listed, so only disks
+/// matter here.
 const INITRAMFS_UDEV: &str = "\
 #!/bin/sh -e
 [ \"$1\" = prereqs ] && exit 0
@@ -156,8 +158,9 @@ udevadm trigger --type=devices --action=add --subsystem-match=block
 udevadm settle || true
 ";
 
-/// What udev would load for a CPU's features while cloud-init waits for the same CPUs. The hypervisor and the crypto
-/// code with its self-tests take seconds under emulation; whoever wants them can still load them by name.
+/// What udev would load for a CPU's features while cloud-init waits for the same CPUs. The
+/// hypervisor and the crypto code with its self-tests take seconds under emulation; whoever wants
+/// them can still load them by name.
 const BLACKLIST: &str = "\
 blacklist kvm
 blacklist kvm_amd
@@ -174,7 +177,8 @@ blacklist serio_raw
 blacklist sg
 ";
 
-/// Generators for what the image has not got; systemd waits for all of them before it starts the first unit.
+/// Generators for what the image has not got; systemd waits for all of them before it starts the
+/// first unit.
 pub(crate) const MASKED_GENERATORS: &[&str] = &[
     "systemd-cryptsetup-generator",
     "systemd-debug-generator",
@@ -188,8 +192,9 @@ pub(crate) const MASKED_GENERATORS: &[&str] = &[
     "systemd-veritysetup-generator",
 ];
 
-/// Debian's modules, less those for tools that are not installed. The few of the config stage run at the end of the
-/// init stage: a stage is one more start of Python, the dearest thing in this boot.
+/// Debian's modules, less those for tools that are not installed. The few of the config stage run
+/// at the end of the init stage: a stage is one more start of Python, the dearest thing in this
+/// boot.
 const CLOUD_MODULES: &str = "\
 cloud_init_modules:
  - seed_random
@@ -254,7 +259,8 @@ pub(crate) const MASKED: &[&str] = &[
     "modprobe@fuse.service",
     "modprobe@loop.service",
     "systemd-modules-load.service",
-    // nothing here to configure: system users are in the image, there is no utmp reader, no swap, no TPM policy
+    // nothing here to configure: system users are in the image, there is no utmp reader, no swap,
+    // no TPM policy
     "systemd-firstboot.service",
     "systemd-network-generator.service",
     "systemd-pcrphase.service",

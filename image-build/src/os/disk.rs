@@ -1,5 +1,6 @@
 //! Lays the parts of the image out on one sparse file: GPT, BIOS-boot partition, ESP, root.
-//! Partition numbers are 1, 2, 3, the root is last so that it can grow. Nothing here knows what the parts hold.
+//! Partition numbers are 1, 2, 3, the root is last so that it can grow. Nothing here knows what the
+//! parts hold.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};

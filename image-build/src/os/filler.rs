@@ -1,5 +1,6 @@
-//! Fills the tree up to a given amount of data, for measurements: what compresses and what does not, as on real disks.
-//! Four fifths are pages of the tree's own binaries with a few bytes changed, one fifth is noise; the same each time.
+//! Fills the tree up to a given amount of data, for measurements: what compresses and what does
+//! not, as on real disks. Four fifths are pages of the tree's own binaries with a few bytes
+//! changed, one fifth is noise; the same each time.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};

@@ -1,5 +1,6 @@
-//! GRUB without grub-install: its two images made by `grub-mkimage`, patched for BIOS by our own code.
-//! Reading a grub.cfg is the agent's business; here one is written, in the form of Debian's update-grub.
+//! GRUB without grub-install: its two images made by `grub-mkimage`, patched for BIOS by our own
+//! code. Reading a grub.cfg is the agent's business; here one is written, in the form of Debian's
+//! update-grub.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,10 +12,12 @@ use crate::command;
 pub(crate) const SECTOR: usize = 512;
 /// Code bytes of boot.img; behind them lie the disk signature and the partition table.
 pub(crate) const MBR_CODE: usize = 440;
-/// Offsets in boot.img: where the first sector of core.img is, and the check of the BIOS's drive number.
+/// Offsets in boot.img: where the first sector of core.img is, and the check of the BIOS's drive
+/// number.
 const KERNEL_SECTOR: usize = 0x5c;
 const DRIVE_CHECK: usize = 0x66;
-/// Offset, in the first sector of core.img, of the one block list entry that `grub-mkimage` leaves to be filled in.
+/// Offset, in the first sector of core.img, of the one block list entry that `grub-mkimage` leaves
+/// to be filled in.
 const FIRST_BLOCK_LIST: usize = SECTOR - 12;
 
 /// All that the configuration we write may ask for, so that the root file system needs no modules.
@@ -111,7 +114,8 @@ pub(crate) fn patch(boot: &mut [u8], core: &mut [u8], core_sector: u64) -> Resul
     Ok(())
 }
 
-/// The configuration that Debian's update-grub writes for one kernel, less what only its menus need.
+/// The configuration that Debian's update-grub writes for one kernel, less what only its menus
+/// need.
 pub(crate) fn config(root_uuid: &str, release: &str, arguments: &str) -> String {
     let entry = menu_entry(
         "Debian GNU/Linux",
