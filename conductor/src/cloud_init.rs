@@ -8,8 +8,9 @@
 //! The daemon must start whatever the user's own data says, and `runcmd`, `write_files` and the
 //! like of vendor data are *replaced* by the user's. So our vendor data is a `cloud-boothook`: a
 //! handler of its own that no user data touches, but for an outright
-//! `vendor_data: {enabled: false}`, which is then a person's wish. Its script is a constant; all that varies lies in
-//! `ferrite/daemon.json` on the drive. It runs at every boot and changes nothing twice.
+//! `vendor_data: {enabled: false}`, which is then a person's wish. Its script is a constant; all
+//! that varies lies in `ferrite/daemon.json` on the drive. It runs at every boot and changes
+//! nothing twice.
 
 use base64::Engine;
 use ferrite_proto::agent_api::DaemonConfig;

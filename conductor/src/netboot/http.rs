@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -23,6 +24,9 @@ use tokio_util::sync::CancellationToken;
 use super::artifacts::{Artifact, Artifacts};
 use super::leases::Leases;
 use super::{BootAnswer, BootDirectory, NetbootEvent, Requester, dhcp, ipxe, iso, tftp};
+
+/// How long a transfer may go on after we were told to stop.
+const LAST_MOMENT: Duration = Duration::from_secs(2);
 
 /// What the handlers need.
 pub(super) struct Http {
@@ -54,13 +58,23 @@ impl Http {
     }
 }
 
-/// Serves until it is stopped.
+/// Serves until it is stopped; transfers under way then get a moment to end, but no more: a BMC
+/// may hold an ISO open for hours.
 pub(super) async fn run(http: Arc<Http>, listener: TcpListener, stop: CancellationToken) {
     let service = router(http).into_make_service_with_connect_info::<SocketAddr>();
-    let stopped = async move { stop.cancelled().await };
+    let stopped = stop.clone().cancelled_owned();
     let served = axum::serve(listener, service).with_graceful_shutdown(stopped);
-    if let Err(error) = served.await {
-        tracing::error!(%error, "netboot: HTTP ended");
+    let overdue = async {
+        stop.cancelled().await;
+        tokio::time::sleep(LAST_MOMENT).await;
+    };
+    tokio::select! {
+        served = served.into_future() => {
+            if let Err(error) = served {
+                tracing::error!(%error, "netboot: HTTP ended");
+            }
+        }
+        () = overdue => {}
     }
 }
 
@@ -292,7 +306,6 @@ mod tests {
     use crate::netboot::{artifacts, tests::Directory};
     use ferrite_proto::boot::BootParameters;
     use std::net::Ipv4Addr;
-    use std::time::Duration;
     use tower::ServiceExt;
 
     const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 1]);
