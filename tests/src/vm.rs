@@ -8,7 +8,8 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -25,6 +26,10 @@ use crate::qmp::Qmp;
 
 /// How often a running QEMU is looked at: the kernel forgets its memory peak when it ends.
 const SAMPLE: Duration = Duration::from_millis(50);
+
+/// A reset by the guest this soon after another is the firmware's own. No system boots and resets in
+/// less.
+const SETTLE: Duration = Duration::from_millis(700);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Power {
@@ -82,6 +87,8 @@ struct Inner {
     boot: BootOverride,
     media: Option<PathBuf>,
     cost: Cost,
+    /// The firmware runs with `boot`, which nobody has changed since.
+    starting: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -116,6 +123,7 @@ impl Vm {
             boot: BootOverride::None,
             media: None,
             cost: Cost::default(),
+            starting: false,
         };
         let (inner, changed) = (Mutex::new(inner), Condvar::new());
         Ok(Arc::new(Self {
@@ -227,11 +235,14 @@ impl Vm {
             .stdout
             .take()
             .context("QEMU without a standard output")?;
+        let (resets, inbox) = mpsc::channel();
         let vm = Arc::downgrade(self);
-        Qmp::start(input, output, move |event, _| {
-            if let (Some(vm), "RESET") = (vm.upgrade(), event) {
-                // Not on this thread: it carries the answers to the commands that follow.
-                std::thread::spawn(move || vm.firmware_started());
+        std::thread::Builder::new()
+            .name("ferrite-boots".into())
+            .spawn(move || count_boots(&vm, &inbox))?;
+        Qmp::start(input, output, move |event, data| {
+            if event == "RESET" {
+                let _ = resets.send(data["guest"] == true); // nobody listens: the host is gone
             }
         })
     }
@@ -246,16 +257,29 @@ impl Vm {
         qmp.execute("cont", &json!({})).map(drop)
     }
 
-    /// The firmware began to run. A "once" is used up, and the order for the next reset is set now.
     fn firmware_started(&self) {
         let mut inner = self.lock();
         inner.cost.firmware_boots += 1;
-        inner.boot = inner.boot.after_boot();
-        if let Some(run) = inner.run.clone() {
-            self.log_failure("boot order", self.set_order(&run.qmp, inner.boot));
-        }
+        inner.starting = true;
         drop(inner);
         self.changed.notify_all();
+    }
+
+    /// The firmware is past its own resets: a "once" is used up, and the order for the next boot is
+    /// set now.
+    fn firmware_settled(&self) {
+        let mut inner = self.lock();
+        if !std::mem::take(&mut inner.starting) {
+            return;
+        }
+        inner.boot = inner.boot.after_boot();
+        if let Some(run) = inner.run.clone()
+            && let Err(error) = self.set_order(&run.qmp, inner.boot)
+        {
+            // Most often it has just been switched off.
+            let (host, error) = (self.machine.number, format!("{error:#}"));
+            tracing::debug!(host, error, "the boot order was not set");
+        }
     }
 
     fn set_order(&self, qmp: &Qmp, boot: BootOverride) -> Result<()> {
@@ -268,18 +292,6 @@ impl Vm {
             set_bootindex(qmp, device, index)?;
         }
         Ok(())
-    }
-
-    fn log_failure(&self, what: &str, result: Result<()>) {
-        if let Err(error) = result {
-            let host = self.machine.number;
-            tracing::warn!(
-                host,
-                what,
-                error = format!("{error:#}"),
-                "the monitor failed"
-            );
-        }
     }
 
     /// Cuts the power: no notice, no flush.
@@ -315,6 +327,7 @@ impl Vm {
     pub fn set_boot(&self, boot: BootOverride) -> Result<()> {
         let mut inner = self.lock();
         inner.boot = boot;
+        inner.starting = false;
         match inner.run.clone() {
             Some(run) => self.set_order(&run.qmp, boot),
             None => Ok(()),
@@ -399,6 +412,26 @@ impl Vm {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads resets (true: by the guest) as boots of the firmware. SeaBIOS resets the machine once more
+/// at each reset, to get at a clean state; that is the same boot and the same boot order.
+fn count_boots(vm: &Weak<Vm>, resets: &Receiver<bool>) {
+    while resets.recv().is_ok() {
+        let Some(vm) = vm.upgrade() else { return };
+        vm.firmware_started();
+        loop {
+            match resets.recv_timeout(SETTLE) {
+                Ok(true) => (),
+                Ok(false) => {
+                    vm.firmware_settled();
+                    vm.firmware_started();
+                }
+                Err(_) => break,
+            }
+        }
+        vm.firmware_settled();
     }
 }
 
