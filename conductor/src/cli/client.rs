@@ -117,7 +117,7 @@ impl Client {
         reply: reqwest::Response,
     ) -> anyhow::Result<T> {
         let body = reply.bytes().await;
-        let body = body.with_context(|| format!("reading from {}", self.server))?;
+        let body = body.map_err(|error| self.silent(&error))?;
         serde_json::from_slice(&body)
             .with_context(|| format!("{} answered {path} with something else", self.server))
     }
@@ -142,19 +142,32 @@ impl Client {
         Err(refused(status, &text).into())
     }
 
-    fn silent(&self, error: &reqwest::Error) -> Problem {
+    fn silent(&self, error: &reqwest::Error) -> Silent {
         let mut why = error.to_string();
         let mut source = std::error::Error::source(error);
         while let Some(deeper) = source {
             why = format!("{why}: {deeper}");
             source = deeper.source();
         }
-        Problem::new(
-            Code::Internal,
-            format!("the conductor at {} does not answer: {why}", self.server),
-            "is `ferrite serve` running there, and is --ca-file its ca.pem?",
-        )
+        Silent {
+            server: self.server.clone(),
+            why,
+        }
     }
+}
+
+/// Nobody answered, or not to the end.
+#[derive(Debug, thiserror::Error)]
+#[error("the conductor at {server} does not answer: {why}")]
+pub(crate) struct Silent {
+    server: String,
+    why: String,
+}
+
+impl Silent {
+    /// What a person can do.
+    pub(crate) const ADVICE: &str =
+        "is `ferrite serve` running there, and is --ca-file its ca.pem?";
 }
 
 fn refused(status: StatusCode, body: &[u8]) -> Problem {

@@ -83,9 +83,13 @@ pub(crate) fn failed(error: &anyhow::Error) -> ExitCode {
     let mut out = std::io::stderr().lock();
     let chain: Vec<_> = error.chain().map(ToString::to_string).collect();
     let _ = writeln!(out, "error: {}", chain.join(": "));
-    let problem = error.downcast_ref::<Problem>();
-    if let Some(problem) = problem.filter(|problem| !problem.advice.is_empty()) {
-        let _ = writeln!(out, "help: {}", problem.advice);
+    let advice = match error.downcast_ref::<Problem>() {
+        Some(problem) => problem.advice.as_str(),
+        None if error.is::<client::Silent>() => client::Silent::ADVICE,
+        None => "",
+    };
+    if !advice.is_empty() {
+        let _ = writeln!(out, "help: {advice}");
     }
     ExitCode::FAILURE
 }

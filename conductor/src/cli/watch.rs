@@ -9,9 +9,10 @@ use ferrite_proto::host::{Host, HostState, RunningStep};
 use ferrite_proto::problem::Problem;
 use ferrite_proto::size::ByteSize;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::de::DeserializeOwned;
 
 use super::args::Output;
-use super::client::{Client, is_gone};
+use super::client::{Client, Silent, is_gone};
 use super::{print, print_json, show};
 
 /// Seconds that one call waits for a change.
@@ -20,6 +21,8 @@ const WAIT: u32 = 30;
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// Between looks at all hosts.
 const LOOK: Duration = Duration::from_secs(1);
+/// Calls without an answer, a second apart, before watching ends.
+const SILENT_CALLS: u32 = 30;
 
 /// Follows a host, or all of them, until nothing more happens by itself.
 pub(crate) async fn watch(
@@ -33,7 +36,7 @@ pub(crate) async fn watch(
     let mut teller = Teller::new(output);
     let mut path = format!("/v1/hosts/{name}");
     loop {
-        let host: Host = client.get(&path).await?;
+        let host: Host = patiently(client, &path).await?;
         teller.tell(&host)?;
         if let Some(end) = end(&host) {
             return teller.finish(end, &host);
@@ -42,10 +45,21 @@ pub(crate) async fn watch(
     }
 }
 
+/// A conductor may be started again while one watches: hosts go on all the same.
+async fn patiently<T: DeserializeOwned>(client: &Client, path: &str) -> anyhow::Result<T> {
+    for _ in 0..SILENT_CALLS {
+        match client.get(path).await {
+            Err(error) if error.is::<Silent>() => tokio::time::sleep(LOOK).await,
+            other => return other,
+        }
+    }
+    client.get(path).await
+}
+
 async fn watch_all(client: &Client, output: Output) -> anyhow::Result<ExitCode> {
     let mut tellers = std::collections::HashMap::new();
     loop {
-        let all: HostList = client.get("/v1/hosts").await?;
+        let all: HostList = patiently(client, "/v1/hosts").await?;
         for host in &all.hosts {
             // Several bars would overwrite each other: lines for all.
             let teller = tellers
@@ -75,7 +89,7 @@ pub(crate) async fn until_gone(
     let mut teller = Teller::new(output);
     let mut path = format!("/v1/hosts/{name}");
     loop {
-        match client.get::<Host>(&path).await {
+        match patiently::<Host>(client, &path).await {
             Ok(host) => {
                 teller.tell(&host)?;
                 path = format!("/v1/hosts/{name}?after={}&wait={WAIT}", host.version);
@@ -140,7 +154,13 @@ impl Teller {
             (Some(_), _) | (None, None) => show::doing(status),
         };
         let now = Some((status.state, words.clone()));
-        if now != self.last {
+        let same_state = self
+            .last
+            .as_ref()
+            .is_some_and(|last| last.0 == status.state);
+        // Between two steps there is a moment without words.
+        let silent = same_state && words.is_empty();
+        if now != self.last && !silent {
             self.last = now;
             self.last_progress = Instant::now();
             self.line(host, &words)?;

@@ -1,4 +1,4 @@
-//! Hosts in an `SQLite` database: one file, one connection, every commit on disk before it is answered.
+//! Hosts in an `SQLite` database: one file, one connection, every commit on disk before an answer.
 
 use std::path::Path;
 use std::str::FromStr;
