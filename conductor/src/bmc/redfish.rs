@@ -75,7 +75,16 @@ impl Redfish {
 
     async fn system(&self) -> Result<Value, BmcError> {
         let path = self.system_path().await?;
-        Ok(self.wire.get(path).await?.body)
+        match self.wire.get(path).await {
+            Ok(answer) => Ok(answer.body),
+            // Not for a person alone: some BMCs answer so for a while after their own restart.
+            Err(BmcError::Status { status: 404, .. }) => Err(self.wire.protocol(
+                path,
+                "there is no such system: check the path in the host's BMC address, or leave it \
+                 out (HTTP 404)",
+            )),
+            Err(error) => Err(error),
+        }
     }
 
     async fn read_power(&self) -> Result<Power, BmcError> {
@@ -360,6 +369,18 @@ mod tests {
             .to_string();
         assert!(
             error.contains("Systems/1, /redfish/v1/Systems/2"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_system_that_is_not_there_points_to_the_address() {
+        let mock = Mock::start().await;
+        let mut bmc = client(&mock, "secret");
+        bmc.address.system = Some("/redfish/v1/Systems/9".into());
+        let error = bmc.power().await.unwrap_err().to_string();
+        assert!(
+            error.contains("Systems/9") && error.contains("BMC address"),
             "{error}"
         );
     }

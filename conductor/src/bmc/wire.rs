@@ -131,12 +131,17 @@ impl Wire {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            let passing = match &error {
-                BmcError::Unreachable { .. } => true,
-                BmcError::Status { status, said, .. } => quirks::passes_by_itself(*status, said),
-                _ => false,
+            let most = match &error {
+                // Once more for a dropped packet; a BMC that is away is the lifecycle's business.
+                BmcError::Unreachable { .. } => 2,
+                BmcError::Status { status, said, .. }
+                    if quirks::passes_by_itself(*status, said) =>
+                {
+                    self.patience.tries
+                }
+                _ => 1,
             };
-            if !passing || tried >= self.patience.tries {
+            if tried >= most {
                 return Err(error);
             }
             tracing::debug!(bmc = %self.base, %path, %error, tried, "asking again");
