@@ -118,7 +118,8 @@ fn end(host: &Host) -> Option<End> {
         (HostState::Provisioned, Some(wanted)) => status.image.as_ref() == Some(wanted),
         _ => false,
     };
-    (settled && error.is_none()).then_some(End::AsWanted)
+    let seen = status.observed_generation == host.generation;
+    (settled && seen && error.is_none()).then_some(End::AsWanted)
 }
 
 /// Tells what is new.

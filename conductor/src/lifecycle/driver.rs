@@ -163,7 +163,10 @@ fn decide(change: &mut Change, world: &World) -> Next {
     let seen = world.hosts.observed(&name, &world.limits);
     match plan(&change.record, &seen, change.now) {
         Decision::Wait { reason, until } => {
-            let status = &mut change.record.host.status;
+            let host = &mut change.record.host;
+            let status = &mut host.status;
+            // Whatever was wanted up to here has been acted on as far as it can be.
+            status.observed_generation = host.generation;
             if status.waiting_for.as_ref() != Some(&reason) {
                 status.waiting_for = Some(reason);
             }
