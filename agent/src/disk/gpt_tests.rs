@@ -192,7 +192,10 @@ proptest! {
     }
 
     #[test]
-    fn noise_never_panics(at in 0_usize..2048, noise in proptest::collection::vec(any::<u8>(), 1..64)) {
+    fn noise_never_panics(
+        at in 0_usize..2048,
+        noise in proptest::collection::vec(any::<u8>(), 1..64),
+    ) {
         let (mut head, _) = table_of(512, 16 * MIB);
         head[at..at + noise.len()].copy_from_slice(&noise);
         let _ = Table::read(&head, 512);

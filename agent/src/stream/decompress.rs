@@ -83,9 +83,7 @@ fn agreed(
     match declared {
         Some(declared) if declared != found => Err(Problem::new(
             Code::ImageFormat,
-            format!(
-                "{url} is declared as compressed with {declared:?}, but its first bytes say {found:?}"
-            ),
+            format!("{url} is declared as {declared:?} (compression), but its bytes say {found:?}"),
             "correct the declaration, or leave it out; nothing was written",
         )),
         _ => Ok(found),

@@ -8,6 +8,7 @@
 mod decompress;
 pub(crate) mod fetch;
 #[cfg(test)]
+#[path = "fixture_tests.rs"]
 pub(crate) mod fixture;
 pub(crate) mod meter;
 mod verify;
