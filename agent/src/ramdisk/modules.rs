@@ -204,15 +204,16 @@ impl<'a> Modules<'a> {
 
     /// Loads what the machine's devices ask for, as they appear, until `stop` is set. Calls
     /// `settled` once, when nothing new has appeared for a while.
-    pub(crate) fn cold_plug(&self, stop: &AtomicBool, settled: &dyn Fn()) {
+    pub(crate) fn cold_plug(&self, medium_first: bool, stop: &AtomicBool, settled: &dyn Fn()) {
         let mut seen = BTreeSet::new();
         let mut quiet_since = Some(Instant::now());
         let mut pause = LOOK;
         while !stop.load(Ordering::Relaxed) {
             let mut fresh = modaliases(self.root);
             fresh.retain(|modalias| !seen.contains(modalias));
-            // NICs and what is behind them first; then a new look, before the rest.
-            let first = fresh.iter().map(|modalias| rank(modalias)).min();
+            // The way to the conductor first; then a new look for what is behind it.
+            let rank = |modalias: &String| rank(modalias, medium_first);
+            let first = fresh.iter().map(rank).min();
             fresh.retain(|modalias| Some(rank(modalias)) == first);
             if !fresh.is_empty() {
                 seen.extend(fresh.iter().cloned());
@@ -276,12 +277,24 @@ impl<'a> Modules<'a> {
 
     fn insert(&self, name: &str, path: &str) {
         let started = Instant::now();
-        let result =
-            read_module(&self.folder.join(path)).and_then(|image| self.kernel.load_module(&image));
+        let result = read_module(&self.folder.join(path)).and_then(|image| self.load_image(&image));
         match result {
             Ok(()) => lock(&self.loaded).push((name.to_owned(), started.elapsed())),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => tracing::debug!(name, %error, "module not loaded"),
+        }
+    }
+
+    /// Loads without the signature where the kernel does not insist: checking it takes long on a
+    /// slow machine, and this file came the same way as the kernel itself. Under Secure Boot the
+    /// kernel insists, and gets it.
+    fn load_image(&self, image: &[u8]) -> io::Result<()> {
+        let bare = without_signature(image);
+        match self.kernel.load_module(bare) {
+            Err(error) if bare.len() < image.len() && refuses_unsigned(&error) => {
+                self.kernel.load_module(image)
+            }
+            result => result,
         }
     }
 
@@ -302,6 +315,23 @@ impl<'a> Modules<'a> {
     }
 }
 
+/// `EKEYREJECTED` when signatures are enforced, `EPERM` under lockdown.
+fn refuses_unsigned(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EKEYREJECTED | libc::EPERM))
+}
+
+/// A module without what `sign-file` appended: signature, `struct module_signature` (whose last
+/// four bytes are the signature's length, big-endian), and a line of text.
+fn without_signature(image: &[u8]) -> &[u8] {
+    let inside = || {
+        let rest = image.strip_suffix(b"~Module signature appended~\n")?;
+        let (rest, header) = rest.split_last_chunk::<12>()?;
+        let length = u32::from_be_bytes(*header.last_chunk()?);
+        rest.get(..rest.len().checked_sub(usize::try_from(length).ok()?)?)
+    };
+    inside().unwrap_or(image)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -310,10 +340,14 @@ fn take(queue: &Mutex<Vec<String>>) -> Option<String> {
     lock(queue).pop()
 }
 
-/// Lower is sooner: the way to the conductor before anything else.
-fn rank(modalias: &str) -> u8 {
-    let pci_network = modalias.starts_with("pci:") && modalias.contains("bc02");
-    if pci_network || modalias.starts_with("virtio:d00000001") {
+/// Lower is sooner: the way to the conductor before anything else, which may begin at a medium.
+fn rank(modalias: &str, medium_first: bool) -> u8 {
+    let pci = modalias.starts_with("pci:");
+    let network = pci && modalias.contains("bc02") || modalias.starts_with("virtio:d00000001");
+    let medium = pci && (modalias.contains("bc01") || modalias.contains("bc0Csc03"))
+        || modalias.starts_with("scsi:t-0x05")
+        || modalias.starts_with("usb:");
+    if network || medium && medium_first {
         0
     } else if modalias.starts_with("pci:") || modalias.starts_with("virtio:") {
         1
@@ -433,6 +467,62 @@ alias dmi*:bvn*Some Vendor*: odd_driver
         let started = Instant::now();
         assert!(!glob(&b"*a".repeat(40), &[b'a'; 39]));
         assert!(started.elapsed() < Duration::from_secs(1));
+    }
+
+    fn signed(module: &[u8]) -> Vec<u8> {
+        let header = [0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 5];
+        [module, b"SIGN!", &header, b"~Module signature appended~\n"].concat()
+    }
+
+    #[test]
+    fn a_signature_is_cut_off_and_what_has_none_stays() {
+        assert_eq!(without_signature(&signed(b"MODULE")), b"MODULE");
+        assert_eq!(without_signature(b"MODULE"), b"MODULE");
+        let lying = [0, 0, 2, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF];
+        let lying = [b"M".as_slice(), &lying, b"~Module signature appended~\n"].concat();
+        assert_eq!(without_signature(&lying), lying);
+    }
+
+    /// Takes modules with a signature only.
+    #[derive(Debug)]
+    struct LockedDown;
+    impl Kernel for LockedDown {
+        fn load_module(&self, image: &[u8]) -> io::Result<()> {
+            let signed = image.ends_with(b"appended~\n");
+            if signed {
+                Ok(())
+            } else {
+                Err(io::Error::from_raw_os_error(libc::EKEYREJECTED))
+            }
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_insists_gets_the_signature() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::at(folder.path());
+        std::fs::create_dir_all(root.path("/proc/sys/kernel")).unwrap();
+        std::fs::write(root.path("/proc/sys/kernel/osrelease"), "6.1\n").unwrap();
+        let modules = root.path("/lib/modules/6.1");
+        std::fs::create_dir_all(modules.join("kernel")).unwrap();
+        std::fs::write(modules.join("modules.dep"), "kernel/a.ko:\n").unwrap();
+        std::fs::write(modules.join("kernel/a.ko"), signed(b"MODULE")).unwrap();
+        let loader = Modules::open(&root, &LockedDown).unwrap();
+        loader.load("a");
+        assert_eq!(loader.count(), 1);
+    }
+
+    #[test]
+    fn the_way_to_the_conductor_comes_first() {
+        let nic = "pci:v00008086d000010D3sv00008086sd00000000bc02sc00i00";
+        let ahci = "pci:v00008086d00002922sv00001AF4sd00001100bc01sc06i01";
+        assert_eq!(rank(nic, false), 0);
+        assert_eq!((rank(ahci, false), rank(ahci, true)), (1, 0));
+        assert_eq!(
+            (rank("scsi:t-0x05", false), rank("scsi:t-0x05", true)),
+            (2, 0)
+        );
+        assert_eq!(rank("serio:ty01pr00id00ex00", true), 2);
     }
 
     #[test]

@@ -93,7 +93,8 @@ impl Worker<'_> {
 
     fn load_modules(&self, stop: &AtomicBool) {
         let Some(modules) = self.modules else { return };
-        modules.cold_plug(stop, &|| {
+        let medium_first = CommandLine::read(self.root).on_medium();
+        modules.cold_plug(medium_first, stop, &|| {
             self.mount_efivarfs();
             let (count, uptime) = (modules.count(), uptime(self.root));
             say(&format!(
