@@ -27,8 +27,8 @@ use crate::qmp::Qmp;
 /// How often a running QEMU is looked at: the kernel forgets its memory peak when it ends.
 const SAMPLE: Duration = Duration::from_millis(50);
 
-/// A reset by the guest this soon after another is the firmware's own. No system boots and resets in
-/// less.
+/// A reset by the guest this soon after another is the firmware's own. No system boots and resets
+/// in less.
 const SETTLE: Duration = Duration::from_millis(700);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -37,9 +37,8 @@ impl Source {
             || CRATES
                 .iter()
                 .any(|name| path.starts_with(&format!("{name}/tests/")));
-        let tests_at = code
-            .lines()
-            .position(|line| line.trim() == "#[cfg(test)]" && !line.starts_with(' '));
+        let tests_at = only_for_tests(&code).find(|(_, rest)| !rest.ends_with(';'));
+        let tests_at = tests_at.map(|(line, _)| line);
         let production = if file_of_tests {
             0
         } else {
@@ -111,7 +110,42 @@ fn sources() -> Vec<Source> {
             text,
         )
     };
-    files.into_iter().map(read).collect()
+    let mut sources: Vec<Source> = files.into_iter().map(read).collect();
+    let of_tests: Vec<String> = sources.iter().flat_map(modules_of_tests).collect();
+    for source in &mut sources {
+        if of_tests.contains(&source.path) {
+            source.production = 0;
+        }
+    }
+    sources
+}
+
+/// Index of each `#[cfg(test)]` line before a module, and what it says of the module.
+fn only_for_tests(code: &str) -> impl Iterator<Item = (usize, &str)> {
+    let lines = code.lines().zip(code.lines().skip(1)).enumerate();
+    lines.filter_map(|(index, (line, next))| {
+        let at = next.find("mod ").filter(|_| line == "#[cfg(test)]")?;
+        Some((index, next[at..].trim_end()))
+    })
+}
+
+/// Files that exist for tests only, because their parent says so.
+fn modules_of_tests(source: &Source) -> Vec<String> {
+    let path = Path::new(&source.path);
+    let stem = path.file_stem().unwrap().to_string_lossy();
+    let dir = match stem.as_ref() {
+        "mod" | "lib" | "main" => path.parent().unwrap().to_owned(),
+        _ => path.with_extension(""),
+    };
+    let names = only_for_tests(&source.code)
+        .filter_map(|(_, rest)| Some(rest.strip_prefix("mod ")?.strip_suffix(';')?.to_owned()));
+    names
+        .map(|name| {
+            dir.join(format!("{name}.rs"))
+                .to_string_lossy()
+                .into_owned()
+        })
+        .collect()
 }
 
 fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
@@ -474,4 +508,8 @@ fn this_test_sees_what_it_should() {
         "//! x\nfn a() {}\n#[cfg(test)]\nmod tests {}\n".into(),
     );
     assert_eq!(source.production, 2);
+    let parent = "//! x\n#[cfg(test)]\npub(crate) mod fixture;\nfn a() {}\n";
+    let parent = Source::new("agent/src/stream/mod.rs".into(), parent.into());
+    assert_eq!(parent.production, 4);
+    assert_eq!(modules_of_tests(&parent), ["agent/src/stream/fixture.rs"]);
 }
