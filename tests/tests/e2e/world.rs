@@ -19,11 +19,11 @@ use crate::Scenario;
 const LIFECYCLE: &str = "boot_seconds = 240\nretry_first_seconds = 2\nretry_max_seconds = 10\n\
                          agent_silence_seconds = 30\npoll_seconds = 10\ncheck_in_seconds = 5";
 /// Power on to `available`, emulated.
-pub(crate) const BOOT: Duration = Duration::from_secs(240);
+pub(crate) const BOOT: Duration = Duration::from_mins(4);
 /// `available` to `provisioned`, emulated.
-pub(crate) const DEPLOY: Duration = Duration::from_secs(420);
+pub(crate) const DEPLOY: Duration = Duration::from_mins(7);
 /// A step that needs no boot.
-pub(crate) const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_mins(1);
 
 /// Where things are.
 pub(crate) struct World {
