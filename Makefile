@@ -12,8 +12,9 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 MUSL := x86_64-unknown-linux-musl
 AGENT := $(TARGET)/ferrite-agent
 CARGO ?= cargo
-# Cargo builds as the caller; only the finished test runs as root.
-E2E := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)" $(CARGO) test -p ferrite-tests --test e2e
+# Cargo builds as the caller; only the finished tests run as root, where they need it.
+AS_ROOT := $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)")
+E2E := $(AS_ROOT) $(CARGO) test -p ferrite-tests --test e2e
 
 .PHONY: demo test test-all bench-deploy lint deps build agent boot os sudo clean help
 
@@ -28,8 +29,8 @@ demo: deps build boot os
 	$(SUDO) $(TARGET)/debug/ferrite-lab demo $(if $(KEEP),--keep)
 
 test: deps lint
-	$(CARGO) test --workspace --exclude ferrite-tests
-	$(CARGO) test -p ferrite-tests --lib --bins --test tidy --test lab
+	$(AS_ROOT) $(CARGO) test --workspace --exclude ferrite-tests
+	$(AS_ROOT) $(CARGO) test -p ferrite-tests --lib --bins --test tidy --test lab
 	$(MAKE) build boot os
 	$(E2E) -- --short
 

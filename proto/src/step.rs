@@ -27,7 +27,7 @@ pub enum Step {
         /// Where to.
         root: RootDisk,
     },
-    /// Add the config drive partition to the root disk. Must follow `WriteImage` again when cut off.
+    /// Add the config drive partition to the root disk. When cut off, starts from `WriteImage`.
     WriteConfigDrive {
         /// The disk that the image was written to.
         root: RootDisk,

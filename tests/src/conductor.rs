@@ -79,8 +79,8 @@ pub struct Conductor {
 }
 
 impl Conductor {
-    /// Writes a configuration for the lab, starts it, and waits until it answers at 127.0.0.1:`port`
-    /// (0: any) as well. `settings` are lines of TOML added to `[lifecycle]`.
+    /// Writes a configuration for the lab, starts it, and waits until it answers, also at
+    /// 127.0.0.1:`port` (0: any). `settings` are lines of TOML added to `[lifecycle]`.
     pub fn start(lab: &Lab, built: Built, port: u16, settings: &str) -> Result<Self> {
         let dir = lab.dir().join("conductor");
         fs::create_dir_all(&dir)?;
