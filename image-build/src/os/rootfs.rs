@@ -94,13 +94,9 @@ fn choose_units(root: &Path) -> Result<()> {
             link(Path::new("/dev/null"), &dir.join(name))?;
         }
     }
-    command::run(
-        Command::new("systemctl")
-            .arg("--root")
-            .arg(root)
-            .arg("enable")
-            .args(ENABLED),
-    )
+    // The tree's own: the machine that builds may have no systemd.
+    let arguments: Vec<&str> = ["enable"].iter().chain(ENABLED).copied().collect();
+    in_tree(root, "/usr/bin/systemctl", &arguments)
 }
 
 /// Runs a program of the tree. Only here, while the image is made: the ramdisk never does this.
