@@ -214,7 +214,8 @@ mod tests {
     #[test]
     fn fedoras_entry_is_read() {
         let text = "title Fedora Linux (6.8.5)\nversion 6.8.5-301.fc40.x86_64\n\
-                    linux /vmlinuz-6.8.5-301.fc40.x86_64\ninitrd /initramfs-6.8.5.img $tuned_initrd\n\
+                    linux /vmlinuz-6.8.5-301.fc40.x86_64\n\
+                    initrd /initramfs-6.8.5.img $tuned_initrd\n\
                     options root=UUID=1 ro $kernelopts $tuned_params\ngrub_users $grub_users\n";
         let variables = |name: &str| (name == "kernelopts").then(|| "quiet splash".to_owned());
         let entry = parse("abc-6.8.5.conf", text, &variables).unwrap();

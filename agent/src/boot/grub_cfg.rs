@@ -456,7 +456,7 @@ menuentry 'Debian GNU/Linux' --class debian --class os $menuentry_id_option 'gnu
 	initrd	/boot/initrd.img-6.1.0-56-amd64
 }
 submenu 'Advanced options for Debian GNU/Linux' $menuentry_id_option 'gnulinux-advanced-0001' {
-	menuentry 'Debian GNU/Linux, with Linux 6.1.0-50-amd64' --class debian $menuentry_id_option 'gnulinux-6.1.0-50-advanced-0001' {
+	menuentry 'Debian, Linux 6.1.0-50' $menuentry_id_option 'gnulinux-6.1.0-50-advanced-0001' {
 		linux	/boot/vmlinuz-6.1.0-50-amd64 root=UUID=0001 ro
 		initrd	/boot/early.cpio /boot/initrd.img-6.1.0-50-amd64
 	}

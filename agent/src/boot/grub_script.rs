@@ -313,7 +313,10 @@ impl Parser {
     }
 
     fn take_keyword(&mut self, keyword: &str) -> bool {
-        let is = |(_, token): &(usize, Token)| matches!(token, Token::Word(word) if plain(word) == Some(keyword));
+        let is = |(_, token): &(usize, Token)| match token {
+            Token::Word(word) => plain(word) == Some(keyword),
+            _ => false,
+        };
         self.tokens.next_if(is).is_some()
     }
 

@@ -87,7 +87,7 @@ fn finished_at(status: &Value) -> Option<Timestamp> {
 mod tests {
     use super::*;
 
-    const STATUS: &str = r#"{"v1": {"datasource": "DataSourceConfigDrive [net,ver=2][source=/dev/vda16]",
+    const STATUS: &str = r#"{"v1": {"datasource": "DataSourceConfigDrive [source=/dev/vda16]",
         "init": {"errors": [], "finished": 1795000001.5, "start": 1795000000.25},
         "init-local": {"errors": [], "finished": 1795000000.0, "start": 1794999999.0},
         "modules-config": {"errors": [], "finished": 1795000002.0, "start": 1795000001.75},

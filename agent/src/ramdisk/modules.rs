@@ -207,6 +207,7 @@ impl<'a> Modules<'a> {
     pub(crate) fn cold_plug(&self, medium_first: bool, stop: &AtomicBool, settled: &dyn Fn()) {
         let mut seen = BTreeSet::new();
         let mut quiet_since = Some(Instant::now());
+        let mut counted = 0;
         let mut pause = LOOK;
         while !stop.load(Ordering::Relaxed) {
             let mut fresh = modaliases(self.root);
@@ -220,6 +221,11 @@ impl<'a> Modules<'a> {
                 self.load_for(fresh.into_iter().collect());
                 quiet_since = quiet_since.map(|_| Instant::now());
                 continue;
+            }
+            let count = census(self.root);
+            if count != counted {
+                counted = count;
+                quiet_since = quiet_since.map(|_| Instant::now());
             }
             if quiet_since.is_some_and(|since| since.elapsed() >= quiet_enough(self.root)) {
                 settled();
@@ -360,16 +366,26 @@ fn rank(modalias: &str, medium_first: bool) -> u8 {
 /// SCSI hosts, which look for theirs on a thread of their own (`CONFIG_SCSI_SCAN_ASYNC`).
 fn quiet_enough(root: &Root) -> Duration {
     let hosts = root.names("/sys/class/scsi_host").unwrap_or_default();
-    let scans = |host: &String| {
+    let devices = root.names("/sys/class/scsi_device").unwrap_or_default();
+    let wait = |host: &String| {
         let driver = root.text(format!("/sys/class/scsi_host/{host}/proc_name"));
-        driver.is_ok_and(|driver| !matches!(driver.as_str(), "ahci" | "ata_piix"))
+        let number = format!("{}:", host.trim_start_matches("host"));
+        let found = devices.iter().any(|device| device.starts_with(&number));
+        match driver.as_deref() {
+            Ok("ahci" | "ata_piix") => 300,
+            // One device each, a second after the stick or drive was plugged in.
+            Ok("usb-storage" | "uas") if found => 300,
+            _ if found => 1000,
+            _ => 3000,
+        }
     };
-    let slow = hosts.iter().any(scans);
-    if slow {
-        Duration::from_secs(3)
-    } else {
-        Duration::from_millis(300)
-    }
+    Duration::from_millis(hosts.iter().map(wait).max().unwrap_or(300))
+}
+
+/// What has appeared so far. Several disks have one modalias, so they are counted by their names.
+fn census(root: &Root) -> usize {
+    let count = |folder| root.names(folder).map_or(0, |names| names.len());
+    count("/sys/class/scsi_device") + count("/sys/class/block")
 }
 
 /// Every modalias of every bus.
@@ -510,6 +526,31 @@ alias dmi*:bvn*Some Vendor*: odd_driver
         let loader = Modules::open(&root, &LockedDown).unwrap();
         loader.load("a");
         assert_eq!(loader.count(), 1);
+    }
+
+    #[test]
+    fn hosts_that_still_look_for_their_devices_are_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::at(folder.path());
+        let wait = || quiet_enough(&root).as_millis();
+        assert_eq!(wait(), 300);
+        for (host, driver) in [
+            ("host0", "ahci"),
+            ("host1", "usb-storage"),
+            ("host10", "mpt3sas"),
+        ] {
+            let host = root.path(format!("/sys/class/scsi_host/{host}"));
+            std::fs::create_dir_all(&host).unwrap();
+            std::fs::write(host.join("proc_name"), driver).unwrap();
+        }
+        let device = |name: &str| {
+            std::fs::create_dir_all(root.path("/sys/class/scsi_device").join(name)).unwrap();
+        };
+        assert_eq!(wait(), 3000);
+        device("10:0:0:0");
+        assert_eq!(wait(), 3000, "the device of host10 is none of host1");
+        device("1:0:0:0");
+        assert_eq!(wait(), 1000);
     }
 
     #[test]
