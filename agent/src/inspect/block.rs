@@ -11,6 +11,8 @@ use ferrite_proto::inventory::Disk;
 use super::Reader;
 use crate::root::Root;
 
+/// Why the medium that this ramdisk came from is in use.
+pub(crate) const BOOT_MEDIUM: &str = "boot medium";
 const BLOCK: &str = "/sys/block";
 /// Kernel names of devices without hardware of their own.
 const NOT_DISKS: [&str; 8] = ["loop", "ram", "zram", "dm-", "md", "fd", "nbd", "zd"];
@@ -25,6 +27,16 @@ const ISO_LABEL: std::ops::Range<usize> = 40..72;
 pub(crate) struct Extent {
     pub(crate) start: u64,
     pub(crate) bytes: u64,
+}
+
+/// `/dev/sda` for `sda`. Folders have `!` for a slash: `cciss!c0d0` is `/dev/cciss/c0d0`.
+pub(crate) fn device_path(name: &str) -> String {
+    format!("/dev/{}", name.replace('!', "/"))
+}
+
+/// `sda` for `/dev/sda`: the other way round.
+pub(crate) fn kernel_name(path: &str) -> String {
+    path.trim_start_matches("/dev/").replace('/', "!")
 }
 
 /// All disks of the machine.
@@ -72,7 +84,7 @@ fn disk(reader: &Reader<'_>, name: &str) -> Disk {
     let sector = |part| reader.number(file(part)).unwrap_or(512);
     let sectors = reader.number::<u64>(file("size")).unwrap_or(0);
     Disk {
-        name: format!("/dev/{name}"),
+        name: device_path(name),
         by_path: property(&udev, "ID_PATH"),
         serial: serial(reader, name).or_else(|| property(&udev, "ID_SERIAL_SHORT")),
         wwn: wwn(reader, name).or_else(|| property(&udev, "ID_WWN")),
@@ -188,19 +200,20 @@ fn in_use(reader: &Reader<'_>, name: &str) -> Option<String> {
             return Some("swap space in use".to_owned());
         }
     }
-    is_boot_medium(reader, name).then(|| "boot medium".to_owned())
+    is_boot_medium(reader, name).then(|| BOOT_MEDIUM.to_owned())
 }
 
 /// A line of mountinfo: number, parent, major:minor, root, place, options … - kind, source, ….
 fn mounted(reader: &Reader<'_>, device: &str, number: &str) -> Option<String> {
     let text = reader.text("/proc/self/mountinfo")?;
+    let path = device_path(device);
     text.lines().find_map(|line| {
         let (front, back) = line.split_once(" - ")?;
         let mut words = front.split(' ').skip(2);
         let (found, place) = (words.next()?, words.nth(1)?);
         // btrfs and overlays have numbers of their own, but name the device.
         let source = back.split(' ').nth(1)?;
-        let same = found == number || source.strip_prefix("/dev/") == Some(device);
+        let same = found == number || source == path;
         same.then(|| place.to_owned())
     })
 }
@@ -208,12 +221,13 @@ fn mounted(reader: &Reader<'_>, device: &str, number: &str) -> Option<String> {
 fn swaps(reader: &Reader<'_>, device: &str) -> bool {
     let text = reader.text("/proc/swaps").unwrap_or_default();
     let mut devices = text.lines().filter_map(|line| line.split(' ').next());
-    devices.any(|path| path.strip_prefix("/dev/") == Some(device))
+    let wanted = device_path(device);
+    devices.any(|path| path == wanted)
 }
 
 /// The ISO that this very ramdisk may have come from.
 fn is_boot_medium(reader: &Reader<'_>, name: &str) -> bool {
-    let path = format!("/dev/{name}");
+    let path = device_path(name);
     let mut descriptor = [0; 72];
     let read = File::open(reader.root.path(&path))
         .and_then(|device| device.read_exact_at(&mut descriptor, ISO_DESCRIPTOR));
@@ -303,6 +317,26 @@ mod tests {
         assert_eq!(use_of(&root).as_deref(), Some("swap space in use"));
         write(&root, &[("/sys/block/vda/holders/md0", b"")]);
         assert_eq!(use_of(&root).as_deref(), Some("held by md0"));
+    }
+
+    #[test]
+    fn a_slash_in_a_device_is_an_exclamation_mark_in_folders() {
+        let (_folder, root) = tree();
+        make(&root, &[("cciss!c0d0", GIB)]);
+        write(
+            &root,
+            &[
+                ("/sys/block/cciss!c0d0/cciss!c0d0p1/partition", b"1"),
+                ("/sys/block/cciss!c0d0/cciss!c0d0p1/dev", b"104:1"),
+            ],
+        );
+        let names: Vec<String> = all(&root).into_iter().map(|disk| disk.name).collect();
+        assert!(names.contains(&"/dev/cciss/c0d0".to_owned()), "{names:?}");
+        assert_eq!(kernel_name("/dev/cciss/c0d0"), "cciss!c0d0");
+        let swaps = b"Filename Type Size\n/dev/cciss/c0d0p1 partition 1 0 -2\n";
+        write(&root, &[("/proc/swaps", swaps)]);
+        let disk = one(&root, "cciss!c0d0").unwrap();
+        assert_eq!(disk.in_use.as_deref(), Some("swap space in use"));
     }
 
     #[test]

@@ -161,6 +161,7 @@ fn boot(reader: &Reader<'_>) -> BootInfo {
 /// Made-up machines for the tests of this and other modules.
 #[cfg(test)]
 pub(crate) mod fixture {
+    use super::block::device_path;
     use crate::root::Root;
 
     /// Writes files into a tree, with the folders they need.
@@ -188,12 +189,12 @@ pub(crate) mod fixture {
                     (&file("queue/logical_block_size"), b"512\n"),
                     (&file("queue/physical_block_size"), b"512\n"),
                     (&file("queue/rotational"), b"1\n"),
-                    (&format!("/dev/{name}"), b""),
+                    (&device_path(name), b""),
                 ],
             );
             let device = std::fs::File::options()
                 .write(true)
-                .open(root.path(format!("/dev/{name}")))
+                .open(root.path(device_path(name)))
                 .unwrap();
             device.set_len(*bytes).unwrap();
         }

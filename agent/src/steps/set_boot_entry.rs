@@ -12,6 +12,7 @@ use gpt::partition_types;
 use super::Context;
 use crate::boot;
 use crate::efi::{BootVariables, GptPartition, LoadOption};
+use crate::inspect::block;
 use crate::root::Root;
 
 /// In front of every description of ours.
@@ -26,7 +27,7 @@ pub(crate) fn run(disk: &str, context: &Context<'_>) -> Result<Outcome, Problem>
     let Some(variables) = BootVariables::open(context.root, context.kernel) else {
         return set("the firmware shows no variables: nothing set".to_owned());
     };
-    let name = disk.trim_start_matches("/dev/");
+    let name = &block::kernel_name(disk);
     let esp = system_partition(context.root, name).map_err(|error| {
         let message = format!("the partition table of {disk} cannot be read: {error}");
         Problem::new(Code::BootEntry, message, "write the image again")
@@ -116,7 +117,7 @@ fn system_partition(root: &Root, disk: &str) -> io::Result<Option<GptPartition>>
         Ok("4096") => LogicalBlockSize::Lb4096,
         _ => LogicalBlockSize::Lb512,
     };
-    find_system_partition(&root.path("/dev").join(disk), size)
+    find_system_partition(&root.path(block::device_path(disk)), size)
 }
 
 fn find_system_partition(path: &Path, size: LogicalBlockSize) -> io::Result<Option<GptPartition>> {
