@@ -16,7 +16,6 @@ use ferrite_proto::size::ByteSize;
 use ferrite_proto::step::Progress;
 use serde::Serialize;
 
-use crate::disk::Device;
 use crate::inspect::{self, block};
 use crate::kernel::Linux;
 use crate::root::Root;
@@ -123,7 +122,7 @@ pub(crate) fn write_image(args: WriteImageArgs) -> anyhow::Result<()> {
     if !args.consent.given(&what)? {
         return Ok(());
     }
-    let shown = Shown::new();
+    let shown = Shown::new("write-image");
     let context = shown.context(&root);
     let written = write_step::write(&image, &disk, Patience::default(), &context);
     shown.end()?;
@@ -148,26 +147,24 @@ pub(crate) fn write_image(args: WriteImageArgs) -> anyhow::Result<()> {
 pub(crate) fn erase(args: &EraseArgs) -> anyhow::Result<()> {
     let root = Root::system();
     let disk = chosen(&root, &args.disk)?;
-    let shown = Shown::new();
+    let shown = Shown::new("erase");
     let context = shown.context(&root);
-    let ranges = {
-        let path = root.path(&disk.name);
-        let device = Device::open(&path, &disk.name, &Linux).map_err(|e| explained(e.into()))?;
-        erase_step::ranges(&disk, &device, &context).map_err(explained)?
-    };
-    let bytes: u64 = ranges.iter().map(|range| range.bytes).sum();
+    let plan = erase_step::Plan::new(&disk, &context).map_err(explained)?;
     let what = format!(
         "overwrite {} at {} places of {}: tables, signatures and boot code",
-        ByteSize(bytes),
-        ranges.len(),
+        ByteSize(plan.bytes()),
+        plan.places(),
         describe(&disk)
     );
     if !args.consent.given(&what)? {
         return Ok(());
     }
-    let erased = erase_step::erase(&disk, &context).map_err(explained)?;
+    let erased = erase_step::carry_out(vec![plan], &context);
+    shown.end()?;
+    let erased = erased.map_err(explained)?;
+    let erased = erased.first().context("no disk was erased")?;
     if args.json {
-        return print_json(&erased);
+        return print_json(erased);
     }
     let bytes = ByteSize(erased.bytes);
     writeln!(io::stdout().lock(), "{}: {bytes} erased", erased.name).or_else(closed)
@@ -193,8 +190,7 @@ fn chosen(root: &Root, path: &Path) -> anyhow::Result<Disk> {
         kind.is_block_device(),
         "{shown} is neither a disk nor a file"
     );
-    let kernel_name = name.trim_start_matches("/dev/");
-    let Some(disk) = block::one(root, kernel_name) else {
+    let Some(disk) = block::one(root, &block::kernel_name(name)) else {
         bail!("{shown} is a partition or not a disk: name the whole disk");
     };
     if let Some(why) = &disk.in_use {
@@ -219,11 +215,11 @@ struct Shown {
 }
 
 impl Shown {
-    fn new() -> Self {
+    fn new(step: &'static str) -> Self {
         let live = io::stderr().is_terminal();
         let tell = move |progress: Progress| {
             if live {
-                let text = crate::ramdisk::message::progress("write-image", &progress);
+                let text = crate::ramdisk::message::progress(step, &progress);
                 let _ = write!(io::stderr().lock(), "\r\x1b[K{text}");
             }
         };

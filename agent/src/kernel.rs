@@ -67,6 +67,11 @@ pub(crate) trait Kernel: Debug + Send + Sync {
         let _ = (device, offset, bytes);
         Err(unsupported())
     }
+    /// Empties the page cache of a block device: what is read next comes from the device.
+    fn drop_cache(&self, device: &File) -> io::Result<()> {
+        let _ = device;
+        Err(unsupported())
+    }
     /// Has the kernel read a block device's partitions again.
     fn reread_partitions(&self, device: &File) -> io::Result<()> {
         let _ = device;
@@ -113,12 +118,9 @@ mod ioctl {
     nix::ioctl_write_ptr!(set_flags, b'f', 2, libc::c_long);
     nix::ioctl_read!(disk_bytes, 0x12, 114, u64);
     nix::ioctl_read_bad!(disk_sector, nix::request_code_none!(0x12, 104), libc::c_int);
-    nix::ioctl_write_ptr_bad!(
-        zero_out,
-        nix::request_code_none!(0x12, 127),
-        [u64; 2]
-    );
+    nix::ioctl_write_ptr_bad!(zero_out, nix::request_code_none!(0x12, 127), [u64; 2]);
     nix::ioctl_none!(reread_partitions, 0x12, 95);
+    nix::ioctl_none!(drop_cache, 0x12, 97);
 }
 
 /// `KEXEC_FILE_NO_INITRAMFS`.
@@ -223,6 +225,12 @@ impl Kernel for Linux {
         let range = [offset, bytes];
         // SAFETY: the descriptor is open and BLKZEROOUT reads two u64; it changes no memory.
         unsafe { ioctl::zero_out(device.as_raw_fd(), &raw const range) }?;
+        Ok(())
+    }
+
+    fn drop_cache(&self, device: &File) -> io::Result<()> {
+        // SAFETY: the descriptor is open and BLKFLSBUF takes no argument.
+        unsafe { ioctl::drop_cache(device.as_raw_fd()) }?;
         Ok(())
     }
 

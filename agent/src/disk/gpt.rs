@@ -60,6 +60,14 @@ pub(crate) struct Span {
     pub(crate) last: u64,
 }
 
+impl Span {
+    /// The bytes that it covers.
+    pub(crate) const fn bytes(self, sector: u64) -> Range<u64> {
+        let end = self.last.saturating_add(1);
+        self.first.saturating_mul(sector)..end.saturating_mul(sector)
+    }
+}
+
 /// A partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Partition {
@@ -82,20 +90,51 @@ pub(crate) struct Table {
 impl Table {
     /// The table in a disk's first bytes, if there is one. `sector` is tried first.
     pub(crate) fn read(head: &[u8], sector: u64) -> Result<Option<Self>, BadTable> {
-        let others = SECTORS.into_iter().filter(|other| *other != sector);
-        for sector in std::iter::once(sector).chain(others) {
-            let at = usize::try_from(sector).unwrap_or(usize::MAX);
-            let header = head.get(at..).and_then(|rest| rest.get(..HEADER));
-            if let Some(header) = header.filter(|header| header.starts_with(MAGIC)) {
-                return Self::parse(head, header, sector).map(Some);
+        for sector in sectors(sector) {
+            if let Some(header) = header_at(head, usize::try_from(sector).ok()) {
+                let table = Self::parse(head, 0, header, sector)?;
+                table.check_places()?;
+                return Ok(Some(table));
             }
         }
         Ok(None)
     }
 
-    fn parse(head: &[u8], header: &[u8], sector: u64) -> Result<Self, BadTable> {
+    /// The second copy, in the last bytes of a disk of `disk_bytes`; told as if it were the first.
+    pub(crate) fn read_backup(
+        tail: &[u8],
+        disk_bytes: u64,
+        sector: u64,
+    ) -> Result<Option<Self>, BadTable> {
+        let start = disk_bytes.saturating_sub(tail.len() as u64);
+        for sector in sectors(sector) {
+            let size = usize::try_from(sector).ok();
+            let at = size.and_then(|size| tail.len().checked_sub(size));
+            let Some(header) = header_at(tail, at) else {
+                continue;
+            };
+            let mut table = Self::parse(tail, start, header, sector)?;
+            let own = table.long(24);
+            if own.checked_add(1).and_then(|n| n.checked_mul(sector)) != Some(disk_bytes) {
+                return Err(BadTable::Damaged("its backup is of a disk of another size"));
+            }
+            for (at, value) in [(24, 1), (32, own), (72, 2)] {
+                table.set_long(at, value);
+            }
+            table.check_places()?;
+            return Ok(Some(table));
+        }
+        Ok(None)
+    }
+
+    /// `bytes` begin at byte `begin` of the disk. What the places mean is not checked yet.
+    fn parse(
+        bytes: &[u8],
+        begin: u64,
+        header: [u8; HEADER],
+        sector: u64,
+    ) -> Result<Self, BadTable> {
         let damaged = BadTable::Damaged;
-        let header: [u8; HEADER] = header.try_into().map_err(|_| damaged("short header"))?;
         let mut table = Self {
             sector,
             header,
@@ -113,19 +152,16 @@ impl Table {
         if size as usize != ENTRY || !(1..=MOST_ENTRIES).contains(&count) {
             return Err(damaged("entries of an unusual size or number"));
         }
-        let start = table
-            .long(72)
-            .checked_mul(sector)
-            .filter(|&start| start >= 2 * sector);
+        let start = table.long(72).checked_mul(sector);
+        let start = start.and_then(|start| start.checked_sub(begin));
         let start = start.and_then(|start| usize::try_from(start).ok());
         let range = start.and_then(|start| Some(start..start.checked_add(count as usize * ENTRY)?));
-        let entries = range.and_then(|range| head.get(range));
-        let entries = entries.ok_or(damaged("its entries lie outside the first MiB"))?;
+        let entries = range.and_then(|range| bytes.get(range));
+        let entries = entries.ok_or(damaged("its entries lie more than a MiB from the edge"))?;
         table.entries = entries.to_vec();
         if crc32fast::hash(&table.entries) != table.word(88) {
             return Err(damaged("the entries' checksum is wrong"));
         }
-        table.check_places()?;
         Ok(table)
     }
 
@@ -138,7 +174,11 @@ impl Table {
             return damaged("impossible sector numbers");
         }
         let array = self.array_sectors();
-        if self.first_usable() < self.long(72) + array || self.first_usable() > self.last_usable() {
+        let entries = self.long(72);
+        if entries < 2 || self.first_usable() < entries + array {
+            return damaged("its entries overlap something");
+        }
+        if self.first_usable() > self.last_usable() {
             return damaged("its usable space overlaps itself");
         }
         if self.backup() < self.last_usable() + array + 1 {
@@ -333,6 +373,18 @@ impl Table {
     fn set_long(&mut self, at: usize, value: u64) {
         self.header[at..at + 8].copy_from_slice(&value.to_le_bytes());
     }
+}
+
+/// The sizes that sectors may have, the likely one first.
+fn sectors(likely: u64) -> impl Iterator<Item = u64> {
+    let others = SECTORS.into_iter().filter(move |other| *other != likely);
+    std::iter::once(likely).chain(others)
+}
+
+/// The header at a byte, if one is there.
+fn header_at(bytes: &[u8], at: Option<usize>) -> Option<[u8; HEADER]> {
+    let header = bytes.get(at?..)?.first_chunk::<HEADER>()?;
+    header.starts_with(MAGIC).then_some(*header)
 }
 
 /// Writes a table and the rest of a disk's first bytes: backup first, what boots last.

@@ -151,6 +151,25 @@ fn damage_is_told_by_its_kind() {
     assert_eq!(damaged(512, b'X'), Ok(None));
 }
 
+#[test]
+fn the_second_copy_says_the_same_as_the_first() {
+    for sector in SECTORS {
+        let (_, made) = table_of(sector, 16 * MIB);
+        let (at, backup) = made.backup_bytes();
+        let mut tail = vec![0xa5; HEAD];
+        let start = HEAD - backup.len();
+        tail[start..].copy_from_slice(&backup);
+        assert_eq!(at + backup.len() as u64, 16 * MIB);
+        let read = Table::read_backup(&tail, 16 * MIB, 512).unwrap().unwrap();
+        assert!(read.partitions().eq(made.partitions()));
+        assert_eq!(read.backup_bytes(), made.backup_bytes());
+        assert!(Table::read_backup(&tail, 17 * MIB, 512).is_err());
+        tail[start] ^= 1;
+        assert!(Table::read_backup(&tail, 16 * MIB, 512).is_err());
+    }
+    assert_eq!(Table::read_backup(&[0xa5; 100], 100, 512), Ok(None));
+}
+
 /// Changes header fields and makes its checksum right again, as a hostile image would.
 fn forge(head: &mut [u8], fields: &[(usize, u64)]) {
     for (at, value) in fields {
@@ -200,5 +219,12 @@ proptest! {
         head[at..at + noise.len()].copy_from_slice(&noise);
         let _ = Table::read(&head, 512);
         let _ = Table::read(&noise, 512);
+        let _ = Table::read_backup(&noise, noise.len() as u64, 512);
+        let (_, mut tail) = table_of(512, 16 * MIB).1.backup_bytes();
+        let header = tail.len() - 512;
+        let at = header + at % 64;
+        tail[at..at + noise.len()].copy_from_slice(&noise);
+        forge(&mut tail[header - 512..], &[]);
+        let _ = Table::read_backup(&tail, 16 * MIB, 512);
     }
 }

@@ -261,6 +261,19 @@ impl<'a> Device<'a> {
         })
     }
 
+    /// Forgets what the kernel keeps of the disk, so that it is read from the medium next.
+    pub(crate) fn drop_cache(&self) -> Result<(), DiskError> {
+        if !self.block {
+            return Ok(());
+        }
+        self.kernel
+            .drop_cache(&self.file)
+            .map_err(|source| DiskError::Flush {
+                disk: self.name.clone(),
+                source,
+            })
+    }
+
     /// Compares a range of the disk with what it shall hold, past the page cache where possible.
     pub(crate) fn expect(&self, wanted: &[u8], offset: u64) -> Result<(), DiskError> {
         let mut found = Aligned::zeroed(wanted.len());
@@ -346,8 +359,12 @@ fn is_unsupported(error: &io::Error) -> bool {
 #[cfg(test)]
 pub(crate) mod fixture {
     use super::Device;
+    use crate::inspect::block::{self, Extent};
     use crate::kernel::Kernel;
+    use crate::root::Root;
+    use std::io::Write as _;
     use std::path::Path;
+    use std::process::Command;
 
     /// Plain files need nothing of the kernel.
     #[derive(Debug)]
@@ -365,6 +382,48 @@ pub(crate) mod fixture {
             left -= part;
         }
         Device::open(path, "/dev/test", &NoKernel).unwrap()
+    }
+
+    /// A loop device over a file; gone when dropped.
+    pub(crate) struct Loop {
+        pub(crate) name: String,
+    }
+
+    impl Loop {
+        /// Nothing, and a line that says why, where there is no root or no loop device.
+        pub(crate) fn new(file: &Path, sector: u32) -> Option<Self> {
+            let made = Command::new("losetup")
+                .args(["--find", "--show", "--direct-io=on", "--partscan"])
+                .args(["--sector-size", &sector.to_string()])
+                .arg(file)
+                .output();
+            let why = match made {
+                Ok(made) if made.status.success() => {
+                    let name = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+                    return Some(Self { name });
+                }
+                Ok(made) => String::from_utf8_lossy(&made.stderr).trim().to_owned(),
+                Err(error) => error.to_string(),
+            };
+            let test = std::thread::current();
+            let test = test.name().unwrap_or("a test");
+            // Not `eprintln`, which the test runner swallows.
+            let _ = writeln!(std::io::stderr(), "skipped: {test}: no loop device: {why}");
+            None
+        }
+
+        /// What the kernel sees on it.
+        pub(crate) fn partitions(&self) -> Vec<Extent> {
+            block::partitions(&Root::system(), &block::kernel_name(&self.name))
+        }
+    }
+
+    impl Drop for Loop {
+        fn drop(&mut self) {
+            let _ = Command::new("losetup")
+                .args(["--detach", &self.name])
+                .status();
+        }
     }
 }
 

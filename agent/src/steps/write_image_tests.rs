@@ -1,7 +1,7 @@
 //! Tests of `write-image` from a real server to plain files and, as root, to a loop device.
 
 use super::*;
-use crate::disk::fixture::{NoKernel, used_disk};
+use crate::disk::fixture::{Loop, NoKernel, used_disk};
 use crate::disk::gpt::tests::{outside_opinion, table_of};
 use crate::kernel::{Kernel, Linux};
 use crate::root::Root;
@@ -10,7 +10,6 @@ use ferrite_proto::digest::{Algorithm, Digest};
 use ferrite_proto::image::{Compression, Format};
 use sha2::Digest as _;
 use std::io::Write as _;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -451,61 +450,14 @@ fn the_disk_that_is_meant_is_found_and_written() {
     assert_eq!(written.serial.as_deref(), Some("vdb-serial"));
 }
 
-/// A loop device with the given sectors, or why there is none.
-struct Loop(String);
-
-impl Loop {
-    fn new(file: &std::path::Path, sector: u32) -> Result<Self, String> {
-        let output = Command::new("losetup")
-            .args([
-                "--find",
-                "--show",
-                "--direct-io=on",
-                "--partscan",
-                "--sector-size",
-            ])
-            .arg(sector.to_string())
-            .arg(file)
-            .output()
-            .map_err(|error| error.to_string())?;
-        if output.status.success() {
-            Ok(Self(
-                String::from_utf8_lossy(&output.stdout).trim().to_owned(),
-            ))
-        } else {
-            Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
-        }
-    }
-}
-
-impl Loop {
-    fn partitions(&self) -> Vec<crate::inspect::block::Extent> {
-        let name = self.0.trim_start_matches("/dev/");
-        crate::inspect::block::partitions(&Root::system(), name)
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup")
-            .arg("--detach")
-            .arg(&self.0)
-            .status();
-    }
-}
-
 #[test]
 fn a_real_block_device_is_written_with_either_sector() {
     for sector in [512_u32, 4096] {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("disk");
         drop(used_disk(&file, DISK));
-        let device = match Loop::new(&file, sector) {
-            Ok(device) => device,
-            Err(why) => {
-                let _ = writeln!(std::io::stderr(), "skipped: a loop device: {why}");
-                return;
-            }
+        let Some(device) = Loop::new(&file, sector) else {
+            return;
         };
         let (head, table) = table_of(sector.into(), IMAGE);
         let mut image = vec![0x5c; usize::try_from(IMAGE).unwrap()];
@@ -516,7 +468,7 @@ fn a_real_block_device_is_written_with_either_sector() {
         image[at..at + backup.len()].copy_from_slice(&backup);
         let server = Server::start(vec![Served::whole(&image)]);
         let disk = Disk {
-            name: device.0.clone(),
+            name: device.name.clone(),
             ..Disk::default()
         };
         let context = Context {
