@@ -109,13 +109,21 @@ impl Change {
     pub(crate) fn fail(&mut self, problem: Problem, limits: &Limits) {
         let before = self.record.host.status.error.as_ref();
         let same = before.filter(|error| error.problem.code == problem.code);
-        let attempts = same.map_or(0, |error| error.attempts).saturating_add(1);
-        let retry_at = match problem.class() {
-            Class::Retry if attempts < limits.max_attempts => {
-                Some(self.now + backoff(limits, attempts))
-            }
-            Class::Retry | Class::Operator | Class::Bug => None,
+        let mut attempts = same.map_or(0, |error| error.attempts).saturating_add(1);
+        if problem.code == Code::AgentLost {
+            // Each new hello ends the error; only a step that is done ends the count.
+            self.record.run.agent_losses = self.record.run.agent_losses.saturating_add(1);
+            attempts = self.record.run.agent_losses;
+        }
+        // Nobody waits for a host at rest, and letting go gives up by itself: both go on trying.
+        let state = self.record.state();
+        let at_rest = matches!(state, HostState::Available | HostState::Provisioned);
+        let goes_on = attempts < limits.max_attempts || at_rest;
+        let retries = match problem.class() {
+            Class::Retry => goes_on,
+            Class::Operator | Class::Bug => state == HostState::Deleting,
         };
+        let retry_at = retries.then(|| self.now + backoff(limits, attempts));
         self.event("error", format!("{problem} (attempt {attempts})"));
         self.consequences(problem.code, attempts);
         self.record.host.status.waiting_for = None;
@@ -159,7 +167,7 @@ impl Change {
         self.record.host.status.waiting_for = None;
     }
 
-    fn clear_error_of(&mut self, over: impl Fn(Code) -> bool) {
+    pub(super) fn clear_error_of(&mut self, over: impl Fn(Code) -> bool) {
         let error = self.record.host.status.error.as_ref();
         if error.is_some_and(|error| over(error.problem.code)) {
             self.clear_error();
@@ -310,6 +318,15 @@ impl Change {
             session.polled = true;
         }
         self.clear_error_of(|code| code == Code::AgentLost);
+        if self.step_is_out() {
+            // The BMC was only asked because the agent had fallen silent.
+            self.bmc_obeyed();
+        }
+    }
+
+    fn step_is_out(&self) -> bool {
+        let flow = self.record.run.workflow.as_ref();
+        flow.is_some_and(|flow| flow.outstanding().is_some())
     }
 
     /// The agent is given up: what it was at is cut off.
@@ -447,6 +464,7 @@ impl Change {
     /// A person, or the passing of time, has it tried again at once.
     pub(crate) fn retry(&mut self) {
         self.clear_error();
+        self.record.run.agent_losses = 0;
         let now = self.now;
         if let Some(deployment) = &mut self.record.run.deployment
             && deployment.booting_at.is_some()

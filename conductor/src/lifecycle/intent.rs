@@ -170,6 +170,7 @@ impl Change {
         }
         self.record.host.spec = spec;
         self.record.host.generation += 1;
+        self.record.run.agent_losses = 0;
         self.clear_error();
     }
 }

@@ -9,11 +9,15 @@ use ferrite_proto::host::{BootVia, HostState, Power};
 use ferrite_proto::problem::{Code, Problem};
 use jiff::Timestamp;
 
-use super::record::{BootPhase, Deployment, Observed, RamdiskBoot, Record};
+use super::record::{BootPhase, Deployment, Observed, RamdiskBoot, Record, Session};
 use super::{Kind, Place, StepName, StepRun, StepState, Workflow};
 
 /// How often power is read while it is expected to change.
 const POWER_POLL: Duration = Duration::from_secs(2);
+
+/// Silence in the middle of a step after which the BMC is asked whether the host still has power:
+/// an agent at work reports every second or two.
+const DOUBT: Duration = Duration::from_secs(15);
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,12 +145,39 @@ impl View<'_> {
         let Some(session) = session.filter(|session| !session.leaving) else {
             return Agent::Absent;
         };
-        let heard = self.seen.agent_seen.unwrap_or(session.hello_at);
-        let silent_at = heard.max(session.hello_at) + self.seen.limits.agent_silence;
-        if silent_at > self.now {
+        let silent_at = self.agent_heard(session) + self.seen.limits.agent_silence;
+        if silent_at > self.now && !self.lost_power(session) {
             Agent::InTouch { silent_at }
         } else {
             Agent::Silent
+        }
+    }
+
+    fn agent_heard(&self, session: &Session) -> Timestamp {
+        let heard = self.seen.agent_seen.unwrap_or(session.hello_at);
+        heard.max(session.hello_at)
+    }
+
+    /// Whether the host was found switched off after its agent was last heard.
+    fn lost_power(&self, session: &Session) -> bool {
+        let heard = self.agent_heard(session);
+        let read = self.record.run.power_at;
+        self.record.power() == Some(Power::Off) && read.is_some_and(|at| at > heard)
+    }
+
+    /// A reading of power when an agent at work has fallen silent, else when it would be due.
+    fn doubted(&self, step: StepRun) -> Result<Decision, Option<Timestamp>> {
+        let session = self.record.run.session.as_ref();
+        let (Some(session), StepState::Accepted { .. }) = (session, step.state) else {
+            return Err(None);
+        };
+        let heard = self.agent_heard(session);
+        let read = self.record.run.power_at.unwrap_or(heard);
+        let due = heard.max(read) + DOUBT;
+        if due <= self.now {
+            Ok(Decision::Do(Action::ReadPower))
+        } else {
+            Err(Some(due))
         }
     }
 
@@ -250,7 +281,7 @@ impl View<'_> {
             return Decision::Do(Action::Remove);
         };
         // A BMC that never answered has nothing to be let go of.
-        if !self.record.run.registered {
+        if self.record.run.power_at.is_none() {
             return Decision::Do(Action::Remove);
         }
         if !deletion.powered_off {
@@ -320,11 +351,15 @@ impl View<'_> {
             (false, true) => format!("the agent to end {name}, until {}", clock(due)),
             (false, false) => format!("the agent to take {name}, until {}", clock(due)),
         };
-        let until = match self.agent() {
-            Agent::InTouch { silent_at } => Some(due.min(silent_at)),
-            Agent::Absent | Agent::Silent => Some(due),
+        let doubt_at = match self.doubted(step) {
+            Ok(read) => return read,
+            Err(at) => at.unwrap_or(due),
         };
-        wait(reason, until)
+        let until = match self.agent() {
+            Agent::InTouch { silent_at } => due.min(silent_at),
+            Agent::Absent | Agent::Silent => due,
+        };
+        wait(reason, Some(until.min(doubt_at)))
     }
 
     fn own_step(&self, name: StepName) -> Decision {
@@ -396,16 +431,21 @@ impl View<'_> {
         let flow = self.record.run.workflow.as_ref();
         match flow.and_then(Workflow::outstanding) {
             None => Decision::Do(Action::Arm),
-            Some((order, step)) => Decision::Fail(Problem::new(
-                Code::AgentLost,
-                format!(
-                    "the agent has been silent for {:?} in the middle of {} (order {order})",
-                    self.seen.limits.agent_silence,
-                    step.as_str()
-                ),
-                "the ramdisk is booted again and the step repeated; if it goes on, look at the \
-                 host's power and network",
-            )),
+            Some((order, step)) => {
+                let what = match self.record.run.session.as_ref() {
+                    Some(session) if self.lost_power(session) => "the host is off".to_owned(),
+                    Some(_) | None => {
+                        let limit = self.seen.limits.agent_silence;
+                        format!("the agent has been silent for {limit:?}")
+                    }
+                };
+                Decision::Fail(Problem::new(
+                    Code::AgentLost,
+                    format!("{what} in the middle of {} (order {order})", step.as_str()),
+                    "the ramdisk is booted again and the step repeated; if it goes on, look at \
+                     the host's power and network",
+                ))
+            }
         }
     }
 
@@ -414,7 +454,8 @@ impl View<'_> {
         if !self.record.run.registered {
             return Decision::Do(Action::Identify);
         }
-        let Some(boot) = self.record.run.boot.as_ref().filter(|boot| !boot.used) else {
+        let fresh = |boot: &&RamdiskBoot| !boot.used && !self.too_old(boot);
+        let Some(boot) = self.record.run.boot.as_ref().filter(fresh) else {
             return Decision::Do(Action::Arm);
         };
         match (boot.phase, self.record.host.spec.boot_via) {
@@ -425,6 +466,12 @@ impl View<'_> {
             (BootPhase::OverrideSet, _) => self.switch_on(boot),
             (BootPhase::PowerAsked { at }, _) => self.await_hello(boot, at),
         }
+    }
+
+    /// A ticket that would end while the machine boots: the BMC kept us waiting, or a person did.
+    fn too_old(&self, boot: &RamdiskBoot) -> bool {
+        let asked = matches!(boot.phase, BootPhase::PowerAsked { .. });
+        !asked && boot.expires_at < self.now + self.seen.limits.boot
     }
 
     fn switch_on(&self, boot: &RamdiskBoot) -> Decision {

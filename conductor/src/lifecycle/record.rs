@@ -28,6 +28,8 @@ pub(crate) struct Record {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Runtime {
+    /// How often in a row an agent was lost in the middle of a step.
+    pub(crate) agent_losses: u32,
     /// The last order number that was given. Numbers grow, and none is used twice.
     pub(crate) last_order: u64,
     /// The BMC of the present `spec` has answered.

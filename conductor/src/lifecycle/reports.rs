@@ -1,7 +1,7 @@
 //! How a host's record changes by what its agent and its daemon report. Pure.
 
 use ferrite_proto::agent_api::{CheckIn, CloudInitStage, Report};
-use ferrite_proto::host::DaemonStatus;
+use ferrite_proto::host::{DaemonStatus, HostState};
 use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::step::{BootMethod, Outcome, Progress};
 
@@ -10,6 +10,15 @@ use super::change::{Change, seconds};
 use super::record::Limits;
 
 const LOG_LINE_CHARS: usize = 1000;
+/// Of a problem, a detail, the name of a phase.
+const TEXT_CHARS: usize = 2000;
+
+/// Text of a host as it may stand in a log and on a terminal: one line, bounded, nothing that a
+/// terminal obeys.
+pub(crate) fn harmless(text: &str, most: usize) -> String {
+    let clean = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    clean.take(most).collect()
+}
 
 impl Change {
     /// Takes one report. Reports of orders that are not out are of the past, and change nothing.
@@ -24,8 +33,7 @@ impl Change {
             } => self.done(order, outcome, seconds, limits),
             Report::Failed { order, problem } => self.failed(order, problem, limits),
             Report::Log { line } => {
-                let line: String = line.chars().take(LOG_LINE_CHARS).collect();
-                self.event("log", line);
+                self.event("log", harmless(&line, LOG_LINE_CHARS));
             }
             Report::Unknown => self.event("log", "a report of a kind that is not known here"),
         }
@@ -44,11 +52,12 @@ impl Change {
         }
     }
 
-    fn progress(&mut self, order: u64, progress: Progress) {
+    fn progress(&mut self, order: u64, mut progress: Progress) {
         if self.is_out(order).is_none() {
             return;
         }
         self.accepted(order);
+        progress.phase = harmless(&progress.phase, TEXT_CHARS);
         if let Some(step) = &mut self.record.host.status.step {
             step.progress = progress;
         }
@@ -77,6 +86,7 @@ impl Change {
         let said = format!("order {order}: {} done: {}", name.as_str(), detail.text);
         self.event("step", said.trim_end_matches([':', ' ']));
         self.clear_error();
+        self.record.run.agent_losses = 0;
         self.end_running_step();
         if name == StepName::Boot {
             self.os_starts();
@@ -96,7 +106,9 @@ impl Change {
                 self.record.run.clean = true;
                 status.image = None;
                 let names: Vec<_> = disks.iter().map(|disk| disk.name.as_str()).collect();
-                let bytes = disks.iter().map(|disk| disk.bytes).sum();
+                let bytes = disks
+                    .iter()
+                    .fold(0_u64, |all, disk| all.saturating_add(disk.bytes));
                 Ok(Detail::moved(names.join(", "), bytes))
             }
             (StepName::WriteImage, Outcome::ImageWritten(written)) => {
@@ -115,8 +127,9 @@ impl Change {
                     BootMethod::Kexec => format!("kexec: {detail}"),
                     BootMethod::Reboot => format!("reboot: {detail}"),
                 };
-                status.booted_by = Some(text.clone());
-                Ok(Detail::text(text))
+                let detail = Detail::text(text);
+                status.booted_by = Some(detail.text.clone());
+                Ok(detail)
             }
             (name, _) => Err(Problem::new(
                 Code::Internal,
@@ -156,7 +169,12 @@ impl Change {
             return;
         }
         let message = format!("{}: {}", name.as_str(), problem.message);
-        self.fail(Problem { message, ..problem }, limits);
+        let problem = Problem {
+            code: problem.code,
+            message: harmless(&message, TEXT_CHARS),
+            advice: harmless(&problem.advice, TEXT_CHARS),
+        };
+        self.fail(problem, limits);
     }
 
     /// The daemon has its key.
@@ -184,6 +202,10 @@ impl Change {
             self.event("daemon", "the host was booted again");
         }
         self.cloud_init_ended(booted, &report);
+        let ended = matches!(
+            report.cloud_init.stage,
+            CloudInitStage::Done | CloudInitStage::Failed
+        );
         self.record.host.status.daemon = Some(DaemonStatus {
             seen_at: self.now,
             boot_id: report.boot_id,
@@ -193,10 +215,9 @@ impl Change {
             agent_version: report.agent_version,
             cloud_init: report.cloud_init,
         });
-        let error = self.record.host.status.error.as_ref();
-        if error.is_some_and(|error| error.problem.code == Code::DaemonSilent) {
-            self.clear_error();
-        }
+        // In `provisioned` an error of cloud-init stays to be seen; before, it is that it took long.
+        let late = self.record.state() == HostState::Provisioning && ended;
+        self.clear_error_of(|code| code == Code::DaemonSilent || (late && code == Code::CloudInit));
     }
 
     /// `booted` is on our clock: the host's own may be wrong.
@@ -217,7 +238,11 @@ impl Change {
             CloudInitStage::Absent | CloudInitStage::Running => return,
         };
         // The host's clock may be off ours; the time since its kernel started is not.
-        let after_boot = |at: jiff::Timestamp| booted + at.duration_since(report.booted_at);
+        let after_boot = |at: jiff::Timestamp| {
+            // Nor need they be times that can be added up.
+            let since = at.duration_since(report.booted_at);
+            booted.checked_add(since).unwrap_or(ended)
+        };
         let ended = report
             .cloud_init
             .finished_at
@@ -252,14 +277,17 @@ struct Detail {
 }
 
 impl Detail {
-    const fn text(text: String) -> Self {
-        Self { text, bytes: None }
+    fn text(text: impl AsRef<str>) -> Self {
+        Self {
+            text: harmless(text.as_ref(), TEXT_CHARS),
+            bytes: None,
+        }
     }
 
-    const fn moved(text: String, bytes: u64) -> Self {
+    fn moved(text: impl AsRef<str>, bytes: u64) -> Self {
         Self {
-            text,
             bytes: Some(bytes),
+            ..Self::text(text)
         }
     }
 }

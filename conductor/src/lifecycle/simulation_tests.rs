@@ -715,3 +715,143 @@ fn reports_of_the_past_change_nothing() {
     }
     assert_eq!((sim.record, sim.kept), before);
 }
+
+/// Power that is lost in the middle of a step is noticed long before the agent counts as silent.
+#[test]
+fn lost_power_is_noticed_by_a_look_at_the_bmc() {
+    let mut sim = Sim::new(BootVia::Pxe);
+    assert!(sim.settle());
+    sim.happen(Event::Provision(1));
+    sim.round();
+    sim.change(|change| {
+        let number = change.record.run.last_order;
+        let limits = Limits::default();
+        change.report(Report::Accepted { order: number }, &limits);
+    });
+    sim.happen(Event::PowerLost);
+    sim.happen(Event::Seconds(14));
+    sim.round();
+    assert_eq!(sim.record.host.status.error, None);
+    sim.happen(Event::Seconds(2));
+    sim.round();
+    let error = sim.record.host.status.error.clone().unwrap();
+    assert_eq!(error.problem.code, Code::AgentLost);
+    assert!(error.problem.message.starts_with("the host is off"));
+    // And it is not waited for either.
+    sim.happen(Event::Seconds(6));
+    sim.round();
+    assert!(sim.transcript.iter().any(|line| line.contains("given up")));
+}
+
+/// A host that is lost at each attempt does not go on for ever, though it says hello in between.
+#[test]
+fn a_step_that_loses_its_agent_each_time_asks_a_person() {
+    let mut sim = Sim::new(BootVia::Pxe);
+    assert!(sim.settle());
+    sim.happen(Event::Provision(1));
+    let needs_person = |sim: &Sim| {
+        let error = sim.record.host.status.error.as_ref();
+        error.is_some_and(|error| error.retry_at.is_none())
+    };
+    for _ in 0..2000 {
+        sim.round();
+        let flow = sim.record.run.workflow.as_ref();
+        if flow.is_some_and(|flow| flow.outstanding().is_some()) {
+            sim.happen(Event::PowerLost);
+        }
+        sim.happen(Event::Seconds(10));
+        if needs_person(&sim) {
+            let error = sim.record.host.status.error.as_ref().unwrap();
+            assert_eq!(error.problem.code, Code::AgentLost);
+            assert_eq!(error.attempts, sim.limits.max_attempts);
+            return;
+        }
+    }
+    panic!("goes on for ever: {:#?}", sim.record.host.status);
+}
+
+/// A person may take their time: a ticket that would not outlive the boot is made anew.
+#[test]
+fn no_machine_is_switched_on_with_an_old_ticket() {
+    let mut sim = Sim::new(BootVia::VirtualMedia);
+    sim.limits.max_attempts = 1;
+    for _ in 0..20 {
+        if sim.record.run.boot.is_some() {
+            break;
+        }
+        sim.turn();
+    }
+    sim.happen(Event::BmcFails(1));
+    sim.round();
+    let error = sim.record.host.status.error.as_ref();
+    assert!(error.is_some_and(|error| error.retry_at.is_none()));
+    let ticket = |sim: &Sim| sim.record.run.boot.as_ref().unwrap().ticket_sha256.clone();
+    let before = ticket(&sim);
+    sim.now += SignedDuration::from_hours(3);
+    sim.change(Change::retry);
+    while sim.record.run.power_asked_at.is_none() {
+        assert!(!sim.turn());
+    }
+    assert_ne!(ticket(&sim), before);
+}
+
+/// A BMC that is away for an hour must not leave a hundred hosts for a person to retry.
+#[test]
+fn a_host_at_rest_goes_on_trying_and_a_deletion_ends() {
+    let mut sim = Sim::new(BootVia::Pxe);
+    assert!(sim.settle());
+    let limits = sim.limits.clone();
+    for _ in 0..20 {
+        let problem = Problem::new(Code::BmcUnreachable, "no answer", "");
+        sim.change(|change| change.fail(problem, &limits));
+    }
+    let error = sim.record.host.status.error.clone().unwrap();
+    assert!(error.retry_at.is_some());
+    // The password is wrong by now, and was given anew: the host is still ours to switch off.
+    sim.record.run.registered = false;
+    sim.happen(Event::Delete);
+    sim.turn();
+    for attempt in 0..12 {
+        assert!(!sim.gone, "removed without being switched off");
+        let problem = Problem::new(Code::BmcCredentialsRefused, "401", "");
+        sim.change(|change| change.fail(problem, &limits));
+        let deletion = sim.record.run.deletion.clone().unwrap();
+        assert_eq!(deletion.powered_off, attempt >= 2);
+        let error = sim.record.host.status.error.clone().unwrap();
+        assert!(error.retry_at.is_some());
+        if deletion.released {
+            return;
+        }
+    }
+    panic!("never let go");
+}
+
+/// Times and texts of a host cannot break ours.
+#[test]
+fn reports_with_hostile_values_do_no_harm() {
+    let mut sim = Sim::new(BootVia::Pxe);
+    let limits = sim.limits.clone();
+    let line = format!("\u{1b}[2J{}\n", "x".repeat(5000));
+    sim.change(|change| change.report(Report::Log { line }, &limits));
+    let told = sim.transcript.last().unwrap();
+    assert!(told.chars().count() <= 1010 && !told.contains(char::is_control));
+    for (booted_at, finished_at) in [
+        (Timestamp::MIN, Timestamp::MAX),
+        (Timestamp::MAX, Timestamp::MIN),
+    ] {
+        let report = CheckIn {
+            boot_id: "b".into(),
+            booted_at,
+            uptime_seconds: f64::MAX,
+            os: "os".into(),
+            kernel: "6".into(),
+            agent_version: "0".into(),
+            cloud_init: CloudInit {
+                stage: CloudInitStage::Done,
+                finished_at: Some(finished_at),
+                ..CloudInit::default()
+            },
+        };
+        sim.change(|change| change.checked_in(report));
+    }
+}
