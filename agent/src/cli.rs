@@ -124,7 +124,7 @@ pub(crate) fn write_image(args: WriteImageArgs) -> anyhow::Result<()> {
     }
     let shown = Shown::new("write-image");
     let context = shown.context(&root);
-    let written = write_step::write(&image, &disk, Patience::default(), &context);
+    let written = write_step::write(&image, &disk, 0, Patience::default(), &context);
     shown.end()?;
     let written = written.map_err(explained)?;
     if args.json {

@@ -6,6 +6,7 @@
 //! and read back as a whole.
 
 use std::io::{Cursor, Read, Write};
+use std::ops::Range;
 
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
 use ferrite_proto::inventory::Disk;
@@ -21,6 +22,10 @@ use crate::stream::write::Writer;
 
 /// Room beyond the files: for FAT itself, and for what people add by hand.
 const SPARE: u64 = 8 * MIB;
+/// What the files other than the agent may need: the conductor takes no larger request.
+const FILES: u64 = 2 * MIB;
+/// Where the agent finds itself.
+const OWN: &str = "/proc/self/exe";
 /// Most that the files may need: what the conductor sends is far below it.
 const LARGEST: u64 = 256 * MIB;
 /// Longest path of a file.
@@ -38,25 +43,32 @@ pub(super) fn run(
     write(&disk, files, context)
 }
 
+/// What a drive will need, for whoever fills the disk before.
+pub(super) fn room(context: &Context<'_>) -> Result<u64, Problem> {
+    let own = std::fs::metadata(context.root.path(OWN)).map_err(|error| unreadable(&error))?;
+    Ok(drive_bytes(own.len() + FILES))
+}
+
+/// Size of a drive with files of so many bytes.
+const fn drive_bytes(files: u64) -> u64 {
+    (files + SPARE).next_multiple_of(MIB)
+}
+
 /// Writes the drive to a disk that somebody has chosen.
 fn write(disk: &Disk, files: &[ConfigFile], context: &Context<'_>) -> Result<Outcome, Problem> {
     let contents = contents(files, context)?;
     let path = context.root.path(&disk.name);
     let mut device = Device::open(&path, &disk.name, context.kernel)?;
     let needed: u64 = contents.iter().map(|(_, bytes)| bytes.len() as u64).sum();
-    let wanted = (needed + SPARE).next_multiple_of(MIB);
+    let wanted = drive_bytes(needed);
     if wanted > LARGEST {
-        return Err(too_large(
-            &device,
-            &format!("its files need {}", ByteSize(needed)),
-        ));
+        let why = format!("its files need {}", ByteSize(needed));
+        return Err(NoPlace::Space(why).on(&disk.name));
     }
-    let place = Place::find(&device, wanted)?;
-    let (start, bytes) = place.range(&device);
-    if bytes < wanted {
-        let has = format!("partition {} has only {}", place.number, ByteSize(bytes));
-        return Err(too_large(&device, &has));
-    }
+    let mut head = Aligned::zeroed(HEAD);
+    device.read_at(&mut head, 0)?;
+    let place = Place::find(head, &device, wanted).map_err(|none| none.on(&disk.name))?;
+    let start = place.bytes(&device).start;
     // A drive that is used again may be larger than what it needs now.
     let volume = volume(&contents, wanted, &device)?;
     let mut writer = Writer::new(&mut device, start);
@@ -92,19 +104,20 @@ fn contents(
         }
         contents.push((file.path.clone(), file.content.expose().as_bytes().to_vec()));
     }
-    let own = "/proc/self/exe";
     let mut binary = Vec::new();
-    std::fs::File::open(context.root.path(own))
+    std::fs::File::open(context.root.path(OWN))
         .and_then(|file| file.take(LARGEST).read_to_end(&mut binary))
-        .map_err(|error| {
-            Problem::new(
-                Code::ConfigDrive,
-                format!("the agent cannot read itself at {own}: {error}"),
-                "retry; if it happens again, report it",
-            )
-        })?;
+        .map_err(|error| unreadable(&error))?;
     contents.push((CONFIG_DRIVE_AGENT.to_owned(), binary));
     Ok(contents)
+}
+
+fn unreadable(error: &std::io::Error) -> Problem {
+    Problem::new(
+        Code::ConfigDrive,
+        format!("the agent cannot read itself at {OWN}: {error}"),
+        "retry; if it happens again, report it",
+    )
 }
 
 /// Relative, of `[A-Za-z0-9._-]` parts, none of which climbs.
@@ -180,8 +193,54 @@ fn check(memory: &mut [u8], contents: &[(String, Vec<u8>)]) -> std::io::Result<(
     Ok(())
 }
 
+/// Why a disk has no place for a drive.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoPlace {
+    /// It would take a larger disk.
+    #[error("{0}")]
+    Space(String),
+    /// The table takes no further partition.
+    #[error("{0}")]
+    Full(String),
+    /// There is no table, or none that can be used.
+    #[error("{0}")]
+    Table(String),
+}
+
+impl NoPlace {
+    /// Which problem it is.
+    pub(super) const fn code(&self) -> Code {
+        match self {
+            Self::Space(_) | Self::Full(_) => Code::ConfigDriveTooLarge,
+            Self::Table(_) => Code::ConfigDrive,
+        }
+    }
+
+    fn on(&self, disk: &str) -> Problem {
+        match self {
+            Self::Space(_) | Self::Full(_) => Problem::new(
+                self.code(),
+                format!("the config drive does not fit on {disk}: {self}"),
+                "choose a larger disk, or make the user data or the image smaller",
+            ),
+            Self::Table(why) => failed(disk, why),
+        }
+    }
+}
+
+impl From<BadTable> for NoPlace {
+    fn from(error: BadTable) -> Self {
+        let why = error.to_string();
+        match error {
+            BadTable::NoSpace { .. } => Self::Space(why),
+            BadTable::Full(_) => Self::Full(why),
+            BadTable::Damaged(_) | BadTable::Beyond { .. } => Self::Table(why),
+        }
+    }
+}
+
 /// Where the drive goes, and what the disk's first MiB becomes.
-struct Place {
+pub(super) struct Place {
     number: u32,
     span: Span,
     /// Bytes of the sectors that `span` counts.
@@ -193,31 +252,30 @@ struct Place {
 }
 
 impl Place {
-    fn find(device: &Device<'_>, wanted: u64) -> Result<Self, Problem> {
-        let mut head = Aligned::zeroed(HEAD);
-        device.read_at(&mut head, 0)?;
-        let damaged = |error: BadTable| failed(device.name(), &error.to_string());
-        match Table::read(&head, device.sector()).map_err(damaged)? {
-            Some(table) if table.sector() == device.sector() => {
-                Self::in_gpt(head, table, device, wanted)
+    /// A place of so many bytes on a disk that begins with `head`; changes nothing on it.
+    pub(super) fn find(head: Aligned, device: &Device<'_>, wanted: u64) -> Result<Self, NoPlace> {
+        let place = match Table::read(&head, device.sector())? {
+            Some(table) if table.sector() == device.sector() => Self::in_gpt(head, table, wanted)?,
+            Some(_) => {
+                let why = "its table is for other sectors than it has";
+                return Err(NoPlace::Table(why.to_owned()));
             }
-            Some(_) => Err(failed(
-                device.name(),
-                "its table is for other sectors than it has",
-            )),
-            None => Self::in_mbr(head, device, wanted),
+            None => Self::in_mbr(head, device, wanted)?,
+        };
+        let range = place.bytes(device);
+        let bytes = range.end.saturating_sub(range.start);
+        if bytes < wanted {
+            let has = format!("partition {} has only {}", place.number, ByteSize(bytes));
+            return Err(NoPlace::Space(has));
         }
+        Ok(place)
     }
 
-    fn in_gpt(
-        head: Aligned,
-        mut table: Table,
-        device: &Device<'_>,
-        wanted: u64,
-    ) -> Result<Self, Problem> {
+    fn in_gpt(head: Aligned, mut table: Table, wanted: u64) -> Result<Self, BadTable> {
         let present = table.partitions().find(|p| p.name == CONFIG_DRIVE_LABEL);
         let known = present.is_some();
-        let partition = present.map_or_else(|| added(&mut table, device, wanted), Ok)?;
+        let guid = uuid::Uuid::new_v4().to_bytes_le();
+        let partition = present.map_or_else(|| table.add(CONFIG_DRIVE_LABEL, wanted, guid), Ok)?;
         let Partition { number, span, .. } = partition;
         Ok(Self {
             number,
@@ -230,28 +288,21 @@ impl Place {
     }
 
     /// At the end of a disk with a master boot record only.
-    fn in_mbr(mut head: Aligned, device: &Device<'_>, wanted: u64) -> Result<Self, Problem> {
-        let none = || {
-            failed(
-                device.name(),
-                "it has no partition table to add a partition to",
-            )
-        };
-        let used = mbr::read(&head).ok_or_else(none)?;
+    fn in_mbr(mut head: Aligned, device: &Device<'_>, wanted: u64) -> Result<Self, NoPlace> {
+        let none = "it has no partition table to add a partition to";
+        let used = mbr::read(&head).ok_or_else(|| NoPlace::Table(none.to_owned()))?;
         let sector = device.sector();
         let grain = MIB / sector;
         let end = (device.bytes() / sector).min(u64::from(u32::MAX)) / grain * grain;
         let first = end.saturating_sub(wanted / sector);
         let taken = used.iter().map(|entry| entry.span().last + 1).max();
         if first < taken.unwrap_or(0).max(grain) {
-            return Err(too_large(
-                device,
-                "there is no room behind its last partition",
-            ));
+            let why = "there is no room behind its last partition";
+            return Err(NoPlace::Space(why.to_owned()));
         }
         let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
         let number = mbr::add(&mut head, narrow(first), narrow(end - first))
-            .ok_or_else(|| too_large(device, "all four primary partitions are taken"))?;
+            .ok_or_else(|| NoPlace::Full("all four primary partitions are taken".to_owned()))?;
         Ok(Self {
             number,
             span: Span {
@@ -265,12 +316,9 @@ impl Place {
         })
     }
 
-    /// First byte and length.
-    fn range(&self, device: &Device<'_>) -> (u64, u64) {
-        let start = self.span.first.saturating_mul(self.sector);
-        let end = (self.span.last + 1).saturating_mul(self.sector);
-        let end = end.min(device.bytes());
-        (start, end.saturating_sub(start))
+    fn bytes(&self, device: &Device<'_>) -> Range<u64> {
+        let Range { start, end } = self.span.bytes(self.sector);
+        start..end.min(device.bytes())
     }
 
     fn commit(&self, device: &Device<'_>) -> Result<(), Problem> {
@@ -282,15 +330,6 @@ impl Place {
     }
 }
 
-fn added(table: &mut Table, device: &Device<'_>, wanted: u64) -> Result<Partition, Problem> {
-    let guid = uuid::Uuid::new_v4().to_bytes_le();
-    let added = table.add(CONFIG_DRIVE_LABEL, wanted, guid);
-    added.map_err(|error| match error {
-        BadTable::NoSpace { .. } | BadTable::Full(_) => too_large(device, &error.to_string()),
-        BadTable::Damaged(_) | BadTable::Beyond { .. } => failed(device.name(), &error.to_string()),
-    })
-}
-
 /// `/dev/sda` and 2 is `/dev/sda2`; `/dev/nvme0n1` and 2 is `/dev/nvme0n1p2`.
 fn partition_name(disk: &str, number: u32) -> String {
     let separator = if disk.ends_with(|c: char| c.is_ascii_digit()) {
@@ -299,14 +338,6 @@ fn partition_name(disk: &str, number: u32) -> String {
         ""
     };
     format!("{disk}{separator}{number}")
-}
-
-fn too_large(device: &Device<'_>, why: &str) -> Problem {
-    Problem::new(
-        Code::ConfigDriveTooLarge,
-        format!("the config drive does not fit on {}: {why}", device.name()),
-        "choose a larger disk, or make the user data or the image smaller",
-    )
 }
 
 fn failed(disk: &str, why: &str) -> Problem {

@@ -2,7 +2,8 @@
 //! could boot.
 //!
 //! 1. Everything that can be refused is refused before the first write: image, disk, server, the
-//!    image's first bytes and what its partition table says of its size.
+//!    image's first bytes, what its partition table says of its size, and a disk without room for
+//!    the config drive that comes next.
 //! 2. The disk's first and last MiB are cleared, and the disk confirms it.
 //! 3. The image is written, all but its first MiB and its backup table.
 //! 4. Only when the length and the digest are right come the backup table, at the disk's own end,
@@ -17,6 +18,7 @@ use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::size::ByteSize;
 use ferrite_proto::step::{ImageWritten, Outcome, RootDisk};
 
+use super::write_config_drive::{self, NoPlace, Place};
 use super::{Context, root_disk};
 use crate::disk::aligned::Aligned;
 use crate::disk::gpt::{self, BadTable, HEAD, Table};
@@ -33,14 +35,17 @@ pub(super) fn run(
     context: &Context<'_>,
 ) -> Result<Outcome, Problem> {
     let disk = root_disk::find(context.root, root)?;
-    let written = write(image, &disk, Patience::default(), context)?;
+    let drive = write_config_drive::room(context)?;
+    let written = write(image, &disk, drive, Patience::default(), context)?;
     Ok(Outcome::ImageWritten(written))
 }
 
-/// Writes an image to a disk that somebody has chosen.
+/// Writes an image to a disk that somebody has chosen. `room` is what has to stay free for the
+/// config drive: nothing where none follows.
 pub(crate) fn write(
     image: &ImageRef,
     disk: &Disk,
+    room: u64,
     patience: Patience,
     context: &Context<'_>,
 ) -> Result<ImageWritten, Problem> {
@@ -59,7 +64,8 @@ pub(crate) fn write(
     meter.tick(0, None);
     let first = stream.next(context.cancelled)?;
     let first = first.ok_or_else(|| format_problem(image, "it is empty"))?;
-    let head = Head::take(image, &stream, &first, &device)?;
+    let head = Head::take(image, &stream, &first, &device, room)?;
+    head.leave_room(image, &device)?;
 
     meter.enter("writing", 0, stream.total());
     device.clear_edges()?;
@@ -138,7 +144,8 @@ impl Writing<'_> {
             let start = length;
             length += piece.length as u64;
             if length > limit {
-                return Err(too_large(self.image, length, limit, "at least "));
+                let needs = format!("at least {}", shown(length));
+                return Err(too_large(self.image, &needs, limit));
             }
             // A disk takes whole sectors; behind the image's end, the last has zeros.
             let whole = piece
@@ -176,6 +183,10 @@ struct Head {
     bytes: Aligned,
     /// Its table, as it will stand on this disk, and the size that the image was made with.
     table: Option<(Table, u64, std::ops::Range<u64>)>,
+    /// The image's size; compressed and without a table, what its partitions need.
+    size: u64,
+    /// What the config drive needs besides.
+    room: u64,
 }
 
 impl Head {
@@ -185,6 +196,7 @@ impl Head {
         stream: &ImageStream,
         first: &Piece,
         device: &Device<'_>,
+        room: u64,
     ) -> Result<Self, Problem> {
         let sector = usize::try_from(device.sector()).unwrap_or(4096);
         let used = first.length.min(HEAD);
@@ -195,13 +207,22 @@ impl Head {
         // Compressed files do not say how large the image is; raw ones do.
         let uncompressed = stream.total().filter(|_| stream.is_plain());
         let Some(mut table) = table else {
-            let claimed = mbr::read(&bytes).unwrap_or_default().into_iter();
-            let ends = claimed.map(|entry| (entry.span().last + 1).saturating_mul(512));
-            let bytes_least = uncompressed.or_else(|| ends.max()).unwrap_or(0);
-            if bytes_least > device.bytes() {
-                return Err(too_large(image, bytes_least, device.bytes(), ""));
+            let claimed = mbr::read(&bytes).unwrap_or_default();
+            // Partitions may leave room within the image; without any, nothing in it is free.
+            let behind = if claimed.is_empty() { room } else { 0 };
+            let ends = claimed
+                .into_iter()
+                .map(|entry| (entry.span().last + 1).saturating_mul(512));
+            let size = uncompressed.or_else(|| ends.max()).unwrap_or(0);
+            if size.saturating_add(behind) > device.bytes() {
+                return Err(too_large(image, &needed(size, room), device.bytes()));
             }
-            return Ok(Self { bytes, table: None });
+            return Ok(Self {
+                bytes,
+                table: None,
+                size,
+                room,
+            });
         };
         let made_for = table.disk_bytes();
         if table.sector() != device.sector() {
@@ -216,7 +237,7 @@ impl Head {
         }
         let size = uncompressed.unwrap_or(0).max(made_for);
         if size > device.bytes() {
-            return Err(too_large(image, size, device.bytes(), ""));
+            return Err(too_large(image, &needed(size, room), device.bytes()));
         }
         if let Some(total) = uncompressed.filter(|&total| total < made_for) {
             return Err(truncated(image, total, made_for));
@@ -226,7 +247,35 @@ impl Head {
         Ok(Self {
             bytes,
             table: Some((table, made_for, backup)),
+            size,
+            room,
         })
+    }
+
+    /// Refuses an image that leaves no place for the config drive: better now than when the disk
+    /// has been overwritten.
+    fn leave_room(&self, image: &ImageRef, device: &Device<'_>) -> Result<(), Problem> {
+        if self.room == 0 {
+            return Ok(());
+        }
+        let mut head = Aligned::zeroed(HEAD);
+        head[..self.bytes.len()].copy_from_slice(&self.bytes);
+        if let Some((table, _, _)) = &self.table {
+            table.patch_head(&mut head);
+        }
+        let Err(none) = Place::find(head, device, self.room) else {
+            return Ok(());
+        };
+        if let NoPlace::Space(why) = &none {
+            let needs = needed(self.size, self.room);
+            let mut problem = too_large(image, &needs, device.bytes());
+            problem.message = format!("{}: {why}", problem.message);
+            return Err(problem);
+        }
+        let message = format!("no config drive can follow the image {}: {none}", image.url);
+        let advice = "use an image with a partition table that takes one more partition; nothing \
+                      was written";
+        Err(Problem::new(none.code(), message, advice))
     }
 
     /// Blanks the image's own backup table: the disk gets one at its own end.
@@ -270,14 +319,27 @@ impl Head {
     }
 }
 
-fn too_large(image: &ImageRef, needs: u64, has: u64, least: &str) -> Problem {
-    let shown = |bytes: u64| format!("{} ({bytes} bytes)", ByteSize(bytes));
+fn shown(bytes: u64) -> String {
+    format!("{} ({bytes} bytes)", ByteSize(bytes))
+}
+
+fn needed(image: u64, room: u64) -> String {
+    match room {
+        0 => shown(image),
+        _ => format!(
+            "{}, and the config drive {} more",
+            shown(image),
+            shown(room)
+        ),
+    }
+}
+
+fn too_large(image: &ImageRef, needs: &str, has: u64) -> Problem {
     Problem::new(
         Code::ImageTooLarge,
         format!(
-            "the image {} needs {least}{}, but the disk has {}",
+            "the image {} needs {needs}, but the disk has {}",
             image.url,
-            shown(needs),
             shown(has)
         ),
         "choose a larger disk or a smaller image",

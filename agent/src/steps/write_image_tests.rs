@@ -3,7 +3,7 @@
 use super::*;
 use crate::disk::fixture::{Loop, NoKernel, used_disk};
 use crate::disk::gpt::tests::{outside_opinion, table_of};
-use crate::kernel::{Kernel, Linux};
+use crate::kernel::Linux;
 use crate::root::Root;
 use crate::stream::fixture::{Served, Server};
 use ferrite_proto::digest::{Algorithm, Digest};
@@ -95,10 +95,10 @@ impl Machine {
     }
 
     fn write(&self, image: &ImageRef) -> Result<ImageWritten, Problem> {
-        self.write_with(image, &NoKernel)
+        self.write_leaving(0, image)
     }
 
-    fn write_with(&self, image: &ImageRef, kernel: &dyn Kernel) -> Result<ImageWritten, Problem> {
+    fn write_leaving(&self, room: u64, image: &ImageRef) -> Result<ImageWritten, Problem> {
         let disk = Disk {
             name: "/dev/vda".into(),
             ..Disk::default()
@@ -111,11 +111,11 @@ impl Machine {
         };
         let context = Context {
             root: &self.root,
-            kernel,
+            kernel: &NoKernel,
             progress: &|_| {},
             cancelled: &self.cancelled,
         };
-        write(image, &disk, patience, &context)
+        write(image, &disk, room, patience, &context)
     }
 
     fn disk(&self) -> Vec<u8> {
@@ -280,6 +280,56 @@ fn what_fails_before_the_first_write_leaves_the_disk_as_it_was() {
 }
 
 #[test]
+fn an_image_that_leaves_no_room_for_the_config_drive_is_refused_before_the_first_write() {
+    let image = gpt_image();
+    for file in [image.clone(), compress(Compression::Zstd, &image)] {
+        // Its partitions end at 12 MiB, and the disk's last MiB has the table.
+        let server = Server::start(vec![Served::whole(&file)]);
+        let described = describe(server.url(), sha256(&file));
+        let machine = Machine::new(DISK);
+        let problem = machine.write_leaving(12 * MIB, &described).unwrap_err();
+        assert_eq!(problem.code, Code::ImageTooLarge, "{problem}");
+        for words in ["image http", "16.0 MiB", "12.0 MiB", "24.0 MiB", "11534336"] {
+            assert!(problem.message.contains(words), "{words}: {problem}");
+        }
+        assert!(machine.is_untouched());
+        machine.write_leaving(11 * MIB, &described).unwrap();
+        machine.holds(&image);
+    }
+}
+
+#[test]
+fn an_image_that_no_config_drive_can_follow_is_refused_before_the_first_write() {
+    let refused = |image: &[u8], room: u64, code: Code, words: &str| {
+        let server = Server::start(vec![Served::whole(image)]);
+        let machine = Machine::new(DISK);
+        let described = describe(server.url(), sha256(image));
+        let problem = machine.write_leaving(room, &described).unwrap_err();
+        assert_eq!(problem.code, code, "{problem}");
+        assert!(problem.message.contains(words), "{problem}");
+        assert!(machine.is_untouched());
+    };
+    let plain = vec![0x33; 3 << 20];
+    refused(&plain, 22 * MIB, Code::ImageTooLarge, "22.0 MiB");
+    refused(&plain, MIB, Code::ConfigDrive, "no partition table");
+    let mut record = plain;
+    record[440..512].fill(0);
+    record[510..512].copy_from_slice(&[0x55, 0xaa]);
+    mbr::add(&mut record, 2048, 4096).unwrap();
+    refused(&record, 22 * MIB, Code::ImageTooLarge, "22.0 MiB");
+    record.resize(usize::try_from(DISK).unwrap(), 0);
+    let server = Server::start(vec![Served::whole(&record)]);
+    let inside =
+        Machine::new(DISK).write_leaving(20 * MIB, &describe(server.url(), sha256(&record)));
+    assert_eq!(inside.unwrap().bytes_image, DISK);
+    record.truncate(3 << 20);
+    for number in 1..4 {
+        mbr::add(&mut record, 2048 * number, 2048).unwrap();
+    }
+    refused(&record, MIB, Code::ConfigDriveTooLarge, "all four");
+}
+
+#[test]
 fn a_declared_compression_that_is_wrong_is_refused() {
     let image = gpt_image();
     let server = Server::start(vec![Served::whole(&image)]);
@@ -438,11 +488,19 @@ fn the_disk_that_is_meant_is_found_and_written() {
         progress: &|_| {},
         cancelled: &AtomicBool::new(false),
     };
+    fixture::write(&root, &[("/proc/self/exe", b"\x7fELF agent")]);
     let described = describe(server.url(), sha256(&image));
     let mut meant = RootDisk::default();
     let problem = run(&described, &meant, &context).unwrap_err();
     assert_eq!(problem.code, Code::SeveralDisksMatch);
     meant.hints.serial = Some("vdb-serial".into());
+    // The agent itself goes to the config drive: 4 MiB of it are too much for this disk.
+    let agent = std::fs::File::create(root.path("/proc/self/exe")).unwrap();
+    agent.set_len(4 * MIB).unwrap();
+    let problem = run(&described, &meant, &context).unwrap_err();
+    assert_eq!(problem.code, Code::ImageTooLarge);
+    assert!(problem.message.contains("14.0 MiB"), "{problem}");
+    agent.set_len(MIB - 1).unwrap();
     let Outcome::ImageWritten(written) = run(&described, &meant, &context).unwrap() else {
         panic!("another outcome")
     };
@@ -478,7 +536,7 @@ fn a_real_block_device_is_written_with_either_sector() {
             cancelled: &AtomicBool::new(false),
         };
         let described = describe(server.url(), sha256(&image));
-        let written = write(&described, &disk, Patience::default(), &context).unwrap();
+        let written = write(&described, &disk, 0, Patience::default(), &context).unwrap();
         assert!(written.bytes_zeroed >= 4 * MIB);
         let on_disk = std::fs::read(&file).unwrap();
         assert!(on_disk[1 << 20..at] == image[1 << 20..at]);
