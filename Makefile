@@ -2,7 +2,7 @@
 # everything else is installed by `make deps`.
 
 PACKAGES := qemu-system-x86 ovmf seabios ipxe ipxe-qemu musl-tools gcc libc6-dev \
-	iproute2 e2fsprogs dosfstools mtools gdisk fdisk xorriso zstd xz-utils \
+	iproute2 util-linux kmod e2fsprogs dosfstools mtools gdisk fdisk xorriso zstd xz-utils \
 	mmdebstrap grub-pc-bin grub-efi-amd64-bin grub-common systemd-boot-efi ca-certificates
 
 TARGET := $(CURDIR)/target

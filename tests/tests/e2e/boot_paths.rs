@@ -5,11 +5,13 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use ferrite_proto::host::HostState;
+use ferrite_tests::lab::wait_until;
 use ferrite_tests::machine::Firmware;
+use ferrite_tests::vm::Power;
 use serde_json::json;
 
 use crate::Scenario;
-use crate::world::{BOOT, DEPLOY, HOST, SOON, World};
+use crate::world::{BOOT, DEPLOY, HOST, SOON, Site, World};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -76,9 +78,8 @@ fn uefi_pxe_kexec(world: &World) -> Result<()> {
     the_daemon_outlives_a_conductor(&site)
 }
 
-fn the_daemon_outlives_a_conductor(site: &crate::world::Site<'_>) -> Result<()> {
-    site.conductor.kill()?;
-    site.conductor.launch()?;
+fn the_daemon_outlives_a_conductor(site: &Site<'_>) -> Result<()> {
+    restart(site)?;
     let started = jiff::Timestamp::now();
     site.conductor.wait(HOST, SOON, |host| {
         host.status
@@ -147,7 +148,8 @@ fn bios_pxe_own_disk(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Deprovision, and provision again: the ramdisk stays up between the two.
+/// Deprovision, and provision again: the ramdisk stays up between the two, and a conductor that is
+/// killed on the way goes on.
 fn redeploy(world: &World) -> Result<()> {
     let site = world.site("redeploy", |machine| machine)?;
     site.add(&[])?;
@@ -159,6 +161,10 @@ fn redeploy(world: &World) -> Result<()> {
         .context("no daemon")?
         .boot_id;
     site.conductor.cli_ok(&["host", "deprovision", HOST], "")?;
+    site.conductor.wait(HOST, SOON, |host| {
+        host.status.state == HostState::Deprovisioning
+    })?;
+    restart(&site)?;
     site.wait_state(HostState::Available, BOOT)?;
     ensure!(
         site.firmware_boots() == 2,
@@ -178,11 +184,17 @@ fn redeploy(world: &World) -> Result<()> {
         "{} firmware boots",
         site.firmware_boots()
     );
-    site.conductor
-        .cli_ok(&["host", "delete", HOST, "--wait"], "")?;
+    site.conductor.cli_ok(&["host", "delete", HOST], "")?;
+    restart(&site)?;
+    wait_until(SOON, || site.conductor.host(HOST).is_err()).context("a deleted host stays")?;
     ensure!(
-        site.conductor.host(HOST).is_err(),
-        "a deleted host is still there"
+        site.lab.host(1).power() == Power::Off,
+        "a deleted host is on"
     );
     Ok(())
+}
+
+fn restart(site: &Site<'_>) -> Result<()> {
+    site.conductor.kill()?;
+    site.conductor.launch()
 }

@@ -93,12 +93,13 @@ fn image_faults(world: &World) -> Result<()> {
     plant(&disk)?;
     site.add(&["--cleaning", "disabled"])?;
     let host = site.wait_state(HostState::Available, BOOT)?;
-    let disks = host
-        .status
-        .inventory
-        .as_ref()
-        .map_or(0, |inventory| inventory.disks.len());
-    ensure!(disks == 2, "{disks} disks in the inventory");
+    let inventory = host.status.inventory.as_ref().context("no inventory")?;
+    let fixed = inventory.disks.iter().filter(|disk| !disk.removable);
+    ensure!(
+        fixed.count() == 2,
+        "not two fixed disks: {:?}",
+        inventory.disks
+    );
     let before = fingerprint(&disk)?;
     what_fails_before_the_first_write(&site)?;
     ensure!(
@@ -188,8 +189,7 @@ fn power_lost_while_writing(site: &Site<'_>, disk: &Path) -> Result<()> {
     not_bootable(disk)?;
     faults.clear();
     site.wait_error("agent-lost", 2 * SOON)?;
-    let written = |host: &Host| host.status.image_written.is_some();
-    site.conductor.wait(HOST, 2 * BOOT, written)?;
+    site.wait_provisioned()?;
     ensure!(
         site.firmware_boots() == 2,
         "{} firmware boots",
