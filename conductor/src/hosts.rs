@@ -54,6 +54,8 @@ pub(crate) struct Hosts {
     store: Arc<dyn Store>,
     boots: Arc<Boots>,
     live: Mutex<HashMap<String, Arc<Live>>>,
+    /// One host comes or goes at a time: store and memory must not disagree on who is there.
+    roster: tokio::sync::Mutex<()>,
     started: Timestamp,
 }
 
@@ -69,6 +71,7 @@ impl Hosts {
             store,
             boots,
             live: Mutex::default(),
+            roster: tokio::sync::Mutex::default(),
             started: Timestamp::now(),
         };
         for stored in hosts.store.list().await? {
@@ -130,6 +133,7 @@ impl Hosts {
             record: change.record,
             kept: change.kept,
         };
+        let _one_at_a_time = self.roster.lock().await;
         self.store
             .insert(&stored, &change.events)
             .await
@@ -170,13 +174,15 @@ impl Hosts {
 
     /// Forgets a host.
     pub(crate) async fn remove(&self, name: &str) -> Result<(), Problem> {
+        let _one_at_a_time = self.roster.lock().await;
+        let live = self.live(name).ok_or_else(|| unknown(name))?;
+        // A change that is under way would bring it back to memory.
+        let _no_change = live.lock.lock().await;
         self.store.remove(name).await.map_err(|e| problem_of(&e))?;
         self.boots.forget(name);
-        let live = lock(&self.live).remove(name);
-        if let Some(live) = live {
-            live.changed.send_replace(u64::MAX);
-            live.wake.notify_one();
-        }
+        lock(&self.live).remove(name);
+        live.changed.send_replace(u64::MAX);
+        live.wake.notify_one();
         tracing::info!(host = name, "host removed");
         Ok(())
     }

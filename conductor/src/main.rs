@@ -9,6 +9,7 @@ mod cloud_init;
 mod config;
 mod hosts;
 mod lifecycle;
+mod listen;
 mod netboot;
 mod seal;
 mod serve;

@@ -20,8 +20,10 @@ use crate::lifecycle::order::Reach;
 use crate::netboot::Netboot;
 use crate::seal::Sealer;
 use crate::store::sqlite::Sqlite;
-use crate::{bmc, netboot, tls, token};
+use crate::{bmc, listen, netboot, tls, token};
 
+/// Connections at once: one or two for each host.
+const CONNECTIONS: usize = 8192;
 /// How long open calls have to end at a stop.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -46,6 +48,10 @@ pub(crate) fn start_logs(log: &LogConfig) -> anyhow::Result<()> {
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let dir = &config.state_dir;
     make_state_dir(dir)?;
+    let _ours_alone = lock_state_dir(dir)?;
+    // Before anything is done to any host: a start that fails must have done nothing.
+    let listener = listen_on(config.listen)?;
+    listen::raise_file_limit(CONNECTIONS + netboot::CONNECTIONS);
     let identity = tls::load_or_create(&dir.join("tls"), &config.names)?;
     let admin_sha256 = client_files(&config, &identity.ca_pem)?;
     let reach = Reach {
@@ -78,7 +84,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         check_in_seconds: config.check_in_seconds,
         stop: stop.clone(),
     });
-    let served = serve_https(&config, identity, app, stop.clone()).await;
+    let served = serve_https(&config, listener, identity, app, stop.clone()).await;
     stop.cancel();
     driver.join().await;
     seen.await.context("noting what netboot saw")?;
@@ -96,6 +102,29 @@ fn make_state_dir(dir: &Path) -> anyhow::Result<()> {
         .mode(0o700)
         .create(dir)
         .with_context(|| format!("making the state folder {}", dir.display()))
+}
+
+/// Two conductors on one folder would both drive its hosts. The lock ends with the process.
+fn lock_state_dir(dir: &Path) -> anyhow::Result<std::fs::File> {
+    let path = dir.join("lock");
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .with_context(|| format!("opening {}", path.display()))?;
+    file.try_lock().with_context(|| {
+        let dir = dir.display();
+        format!("another conductor is running on {dir}; stop it, or set another state_dir")
+    })?;
+    Ok(file)
+}
+
+fn listen_on(at: std::net::SocketAddr) -> anyhow::Result<std::net::TcpListener> {
+    let context = || format!("listening on {at}; is another server running there?");
+    let listener = std::net::TcpListener::bind(at).with_context(context)?;
+    listener.set_nonblocking(true).with_context(context)?;
+    Ok(listener)
 }
 
 /// Token, CA and `client.toml` for people; made at the first start. Gives the token's digest.
@@ -179,6 +208,7 @@ async fn note_sightings(
 
 async fn serve_https(
     config: &Config,
+    listener: std::net::TcpListener,
     identity: tls::Identity,
     app: Arc<App>,
     stop: CancellationToken,
@@ -188,12 +218,12 @@ async fn serve_https(
     let stopper = tokio::spawn(stop_on_signal(handle.clone(), stop));
     let service = api::router(app).into_make_service();
     tracing::info!(listen = %config.listen, url = %config.url, "serving");
-    let served = axum_server::bind_rustls(config.listen, tls)
-        .handle(handle)
-        .serve(service)
-        .await;
+    let context = || format!("serving HTTPS on {}", config.listen);
+    let server = axum_server::from_tcp_rustls(listener, tls).with_context(context)?;
+    let server = listen::bounded(server, CONNECTIONS).handle(handle);
+    let served = server.serve(service).await;
     stopper.abort();
-    served.with_context(|| format!("serving HTTPS on {}", config.listen))
+    served.with_context(context)
 }
 
 async fn stop_on_signal(
@@ -212,4 +242,19 @@ async fn stop_on_signal(
     tracing::info!("stopping");
     stop.cancel();
     handle.graceful_shutdown(Some(GRACE));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_folder_has_one_conductor() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = lock_state_dir(dir.path()).unwrap();
+        let refused = lock_state_dir(dir.path()).unwrap_err();
+        assert!(refused.to_string().contains("another conductor"));
+        drop(first);
+        lock_state_dir(dir.path()).unwrap();
+    }
 }

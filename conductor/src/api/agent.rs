@@ -12,8 +12,8 @@ use ferrite_proto::secret::Secret;
 use super::{AgentOf, Answer, ApiError, App, Body};
 use crate::hosts::Credential;
 use crate::lifecycle::change::Change;
-use crate::lifecycle::order;
 use crate::lifecycle::record::{HelloFacts, Record};
+use crate::lifecycle::{order, reports};
 use crate::store::Stored;
 use crate::token;
 
@@ -24,7 +24,8 @@ pub(crate) async fn hello(
 ) -> Answer<HelloReply> {
     let ticket_sha256 = token::sha256(hello.ticket.expose());
     let Some(name) = app.hosts.find(Credential::Ticket, &ticket_sha256) else {
-        tracing::warn!(identity = ?hello.identity, "hello with a ticket that nobody knows");
+        let who = shown(&hello.identity);
+        tracing::warn!(who, "hello with a ticket that nobody knows");
         return Err(refused("the boot ticket is unknown").into());
     };
     let bytes = app.boots.bytes(&name);
@@ -84,9 +85,14 @@ fn let_in(
     Ok(token)
 }
 
-/// Text from a host, cut to a length that a status can carry.
+/// Text from a host, cut to what a status can carry.
 fn short(text: &str) -> String {
-    text.chars().take(200).collect()
+    reports::harmless(text, 200)
+}
+
+/// Who a stranger says it is, cut to what a log can carry.
+pub(super) fn shown(identity: &Identity) -> String {
+    short(&format!("{identity:?}"))
 }
 
 /// Whether the machine that calls is the host: by its boot NIC, or by the UUID that its BMC told.
@@ -99,7 +105,7 @@ pub(crate) fn fits(record: &Record, identity: &Identity) -> Result<(), Problem> 
         (Some(true), _) | (_, Some(true)) | (None, None) => Ok(()),
         (Some(false), _) | (_, Some(false)) => Err(refused(&format!(
             "the machine (UUID {}) is not the host {}",
-            identity.uuid.as_deref().unwrap_or("unknown"),
+            short(identity.uuid.as_deref().unwrap_or("unknown")),
             record.host.name
         ))),
     }

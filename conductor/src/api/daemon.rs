@@ -8,11 +8,12 @@ use ferrite_proto::agent_api::{CheckIn, CheckInReply, Enroll, EnrollReply};
 use ferrite_proto::host::HostState;
 use ferrite_proto::problem::Problem;
 
-use super::agent::{fits, refused};
+use super::agent::{fits, refused, shown};
 use super::{Answer, App, Body, DaemonOf};
 use crate::hosts::Credential;
 use crate::lifecycle::change::Change;
 use crate::lifecycle::record::Record;
+use crate::lifecycle::reports::harmless;
 use crate::token;
 
 /// Between check-ins while the deployment waits for the OS.
@@ -29,7 +30,8 @@ pub(crate) async fn enroll(
 ) -> Answer<EnrollReply> {
     let digest = token::sha256(request.credential.expose());
     let Some(name) = app.hosts.find(Credential::Enrolment, &digest) else {
-        tracing::warn!(identity = ?request.identity, "enrolment with an unknown credential");
+        let who = shown(&request.identity);
+        tracing::warn!(who, "enrolment with an unknown credential");
         return Err(refused("the daemon's credential is unknown or void").into());
     };
     let answered = app.hosts.update(&name, |change| {
@@ -103,12 +105,12 @@ fn bounded(mut report: CheckIn) -> CheckIn {
         &mut report.agent_version,
     ];
     for text in texts {
-        *text = text.chars().take(TEXT).collect();
+        *text = harmless(text, TEXT);
     }
     let init = &mut report.cloud_init;
     init.errors.truncate(ERRORS);
     for text in init.errors.iter_mut().chain(&mut init.datasource) {
-        *text = text.chars().take(TEXT).collect();
+        *text = harmless(text, TEXT);
     }
     report
 }

@@ -8,6 +8,7 @@ pub(crate) mod operator;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request, State};
@@ -32,6 +33,11 @@ use crate::token;
 const BODY: usize = 1 << 20;
 /// Bytes of a poll's body: it may carry an inventory.
 const POLL_BODY: usize = 4 << 20;
+
+/// Bytes of a body whose sender is not known before it was read: a hello, an enrolment.
+const STRANGERS_BODY: usize = 64 << 10;
+/// How long such a body may take to arrive.
+const STRANGERS_TIME: Duration = Duration::from_secs(10);
 
 /// What handlers work with.
 #[derive(Debug)]
@@ -77,17 +83,29 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     let poll = Router::new()
         .route(agent_api::POLL, post(agent::poll))
         .layer(DefaultBodyLimit::max(POLL_BODY));
-    let others = Router::new()
+    let check_in = Router::new().route(agent_api::CHECK_IN, post(daemon::check_in));
+    let strangers = Router::new()
         .route(agent_api::HELLO, post(agent::hello))
         .route(agent_api::ENROLL, post(daemon::enroll))
-        .route(agent_api::CHECK_IN, post(daemon::check_in));
+        .layer(DefaultBodyLimit::max(STRANGERS_BODY))
+        .layer(middleware::from_fn(in_good_time));
     operator
-        .merge(others)
+        .merge(check_in)
         .layer(DefaultBodyLimit::max(BODY))
+        .merge(strangers)
         .merge(poll)
         .fallback(nothing_here)
         .method_not_allowed_fallback(wrong_method)
         .with_state(app)
+}
+
+/// A stranger that sends its body by the drop does not hold a connection for long.
+async fn in_good_time(request: Request, next: Next) -> Response {
+    let answer = tokio::time::timeout(STRANGERS_TIME, next.run(request)).await;
+    answer.unwrap_or_else(|_| {
+        let problem = Problem::new(Code::RequestInvalid, "the call took too long", "call again");
+        ApiError(problem).with(StatusCode::REQUEST_TIMEOUT)
+    })
 }
 
 async fn operators_only(

@@ -47,17 +47,16 @@ impl Driver {
 
     /// Begins with a host.
     pub(crate) fn drive(&self, name: String) {
-        let task = HostTask {
-            world: Arc::clone(&self.world),
-            bmc: BmcClient::default(),
-            name,
-        };
         let mut tasks = self
             .tasks
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(task.run(self.stop.clone()));
+        tasks.spawn(keep_driving(
+            Arc::clone(&self.world),
+            name,
+            self.stop.clone(),
+        ));
     }
 
     /// Waits for every task; they end once they are told to stop, each after its present action.
@@ -69,6 +68,25 @@ impl Driver {
                 .unwrap_or_else(std::sync::PoisonError::into_inner),
         );
         while tasks.join_next().await.is_some() {}
+    }
+}
+
+/// Drives a host until it is gone. A panic is a bug; that host must not be left alone for it.
+async fn keep_driving(world: Arc<World>, name: String, stop: CancellationToken) {
+    loop {
+        let task = HostTask {
+            world: Arc::clone(&world),
+            bmc: BmcClient::default(),
+            name: name.clone(),
+        };
+        let Err(panic) = tokio::spawn(task.run(stop.clone())).await else {
+            return;
+        };
+        tracing::error!(host = %name, %panic, "driving the host broke off; beginning again");
+        tokio::select! {
+            () = tokio::time::sleep(STORE_PAUSE) => {}
+            () = stop.cancelled() => return,
+        }
     }
 }
 

@@ -22,8 +22,8 @@ const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
 
 /// A socket for `ICMPv6` on one interface.
 pub(super) fn socket(interface: &str) -> io::Result<UdpSocket> {
-    let index = std::fs::read_to_string(format!("/sys/class/net/{interface}/ifindex"))?;
-    let index = index.trim().parse().map_err(io::Error::other)?;
+    // Not from /sys: in a network namespace that may show another's interfaces.
+    let index = nix::net::if_::if_nametoindex(interface)?;
     let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6))?;
     socket.bind_device(Some(interface.as_bytes()))?;
     socket.join_multicast_v6(&ALL_ROUTERS, index)?;
@@ -106,6 +106,13 @@ mod tests {
 
     fn from(address: &str) -> SocketAddrV6 {
         SocketAddrV6::new(address.parse().unwrap(), 0, 0, 2)
+    }
+
+    #[tokio::test]
+    async fn an_interface_that_is_not_there_is_an_error() {
+        let error = socket("no-such-nic0").unwrap_err();
+        let missing = error.raw_os_error() == Some(nix::libc::ENODEV);
+        assert!(missing, "{error}");
     }
 
     #[test]

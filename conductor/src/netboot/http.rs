@@ -17,6 +17,7 @@ use axum::http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_T
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum_server::Server;
 use ferrite_proto::mac::Mac;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,10 @@ use tokio_util::sync::CancellationToken;
 use super::artifacts::{Artifact, Artifacts};
 use super::leases::Leases;
 use super::{BootAnswer, BootDirectory, NetbootEvent, Requester, dhcp, ipxe, iso, tftp};
+use crate::listen;
+
+/// Connections at once: a rack of machines that boot together, a few each, and their BMCs.
+pub(crate) const CONNECTIONS: usize = 1024;
 
 /// How long a transfer may go on after we were told to stop.
 const LAST_MOMENT: Duration = Duration::from_secs(2);
@@ -62,19 +67,21 @@ impl Http {
 /// may hold an ISO open for hours.
 pub(super) async fn run(http: Arc<Http>, listener: TcpListener, stop: CancellationToken) {
     let service = router(http).into_make_service_with_connect_info::<SocketAddr>();
-    let stopped = stop.clone().cancelled_owned();
-    let served = axum::serve(listener, service).with_graceful_shutdown(stopped);
-    let overdue = async {
+    let handle = axum_server::Handle::new();
+    let server = listen::bounded(Server::from_listener(listener), CONNECTIONS);
+    let served = server.handle(handle.clone()).serve(service);
+    let stopping = async {
         stop.cancelled().await;
-        tokio::time::sleep(LAST_MOMENT).await;
+        handle.graceful_shutdown(Some(LAST_MOMENT));
+        std::future::pending::<()>().await;
     };
     tokio::select! {
-        served = served.into_future() => {
+        served = served => {
             if let Err(error) = served {
                 tracing::error!(%error, "netboot: HTTP ended");
             }
         }
-        () = overdue => {}
+        () = stopping => {}
     }
 }
 

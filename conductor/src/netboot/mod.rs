@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use artifacts::ArtifactError;
+pub(crate) use http::CONNECTIONS;
 
 /// Knows what each machine shall boot. Called from the network's tasks: it must not block.
 pub(crate) trait BootDirectory: Send + Sync {
@@ -232,16 +233,33 @@ pub(crate) struct Netboot {
     tasks: TaskTracker,
 }
 
+/// Reads all that would be served, without serving it; the names of the files.
+pub(crate) async fn check(config: &NetbootConfig) -> Result<Vec<String>, NetbootError> {
+    check_url(config)?;
+    leases(config)?;
+    let (artifacts, first_stage) = read_files(config).await?;
+    let iso = artifacts.iso.iter().map(|iso| &iso.file);
+    let files = artifacts.files.iter().chain(iso).map(|file| file.name);
+    let mut names: Vec<_> = files.chain(first_stage.keys().copied()).collect();
+    names.sort_unstable();
+    Ok(names.into_iter().map(str::to_owned).collect())
+}
+
+fn check_url(config: &NetbootConfig) -> Result<(), NetbootError> {
+    let url = &config.http_url;
+    if ipxe::is_plain_url(url) {
+        return Ok(());
+    }
+    let reason = format!("http_url is {url:?}, it must be http://HOST:PORT and no more");
+    Err(NetbootError::Setting(reason))
+}
+
 /// Starts what the configuration asks for; returns once every socket is bound.
 pub(crate) async fn start(
     config: NetbootConfig,
     directory: Arc<dyn BootDirectory>,
 ) -> Result<Netboot, NetbootError> {
-    if !ipxe::is_plain_url(&config.http_url) {
-        let url = &config.http_url;
-        let reason = format!("http_url is {url:?}, it must be http://HOST:PORT and no more");
-        return Err(NetbootError::Setting(reason));
-    }
+    check_url(&config)?;
     let (artifacts, first_stage) = read_files(&config).await?;
     let leases = leases(&config)?;
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
