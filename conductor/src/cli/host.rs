@@ -22,7 +22,16 @@ use super::{print, print_json, show, watch};
 /// Bytes of a file that is sent along.
 const FILE_LIMIT: u64 = 512 * 1024;
 
+/// A name is data: it must not lead to another call.
 fn path(name: &str, rest: &str) -> String {
+    let harmless = |b: &u8| b.is_ascii_alphanumeric() || *b == b'-';
+    let name = name.bytes().fold(String::new(), |path, byte| {
+        if harmless(&byte) || (byte == b'.' && !name.starts_with('.')) {
+            path + &char::from(byte).to_string()
+        } else {
+            path + &format!("%{byte:02X}")
+        }
+    });
     format!("/v1/hosts/{name}{rest}")
 }
 
@@ -49,6 +58,8 @@ pub(crate) async fn run(
             if wait {
                 return watch::until_gone(client, &name, output).await;
             }
+            let answer = serde_json::json!({"name": name, "deleting": true});
+            shown(&answer, output, |_| format!("{name}: deleting\n"))?;
         }
         HostCommand::List => {
             let all: HostList = client.get("/v1/hosts").await?;
@@ -297,6 +308,13 @@ fn root_device(given: &[String]) -> anyhow::Result<RootDeviceHints> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_never_leads_to_another_call() {
+        assert_eq!(path("r1.node-2", "/explain"), "/v1/hosts/r1.node-2/explain");
+        assert_eq!(path("a/b?c", ""), "/v1/hosts/a%2Fb%3Fc");
+        assert_eq!(path("../x", ""), "/v1/hosts/%2E%2E%2Fx");
+    }
 
     #[test]
     fn hints_are_read_as_people_write_them() {

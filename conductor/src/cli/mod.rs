@@ -18,7 +18,11 @@ use args::{Arguments, Command, ConfigCommand, Output};
 use client::Client;
 
 use crate::config::{self, Config};
-use crate::serve;
+use crate::{netboot, serve};
+
+const CONFIG_ADVICE: &str = "`ferrite config defaults` prints every key with what it means";
+const NETBOOT_ADVICE: &str = "correct [netboot] in the configuration; `ferrite config check FILE` \
+                              tells whether it can be used";
 
 /// Does what the arguments say.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -29,7 +33,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             serve::start_logs(&config.log)?;
             serve::run(config).await?;
         }
-        Command::Config { command } => config_command(command)?,
+        Command::Config { command } => config_command(command, connection.output).await?,
         Command::Host { command } => {
             let client = Client::open(connection)?;
             return host::run(&client, command, connection.output).await;
@@ -39,14 +43,27 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn config_command(command: ConfigCommand) -> anyhow::Result<()> {
-    match command {
-        ConfigCommand::Defaults => print(config::DEFAULTS),
-        ConfigCommand::Check { file } => {
-            let config = Config::read(&file)?;
-            print(&format!("{} is fine: {}\n", file.display(), config.url))
-        }
+async fn config_command(command: ConfigCommand, output: Output) -> anyhow::Result<()> {
+    let file = match command {
+        ConfigCommand::Defaults => return print(config::DEFAULTS),
+        ConfigCommand::Check { file } => file,
+    };
+    let config = Config::read(&file)?;
+    let served = match &config.netboot {
+        Some(netboot) => netboot::check(netboot).await?,
+        None => Vec::new(),
+    };
+    if output == Output::Json {
+        let url = &config.url;
+        return print_json(&serde_json::json!({"file": file, "url": url, "boot_files": served}));
     }
+    let boot_files = if served.is_empty() {
+        "netboot.artifacts is not set: nothing is served to firmware".to_owned()
+    } else {
+        format!("boot files: {}", served.join(", "))
+    };
+    let (file, url) = (file.display(), &config.url);
+    print(&format!("{file} is fine: {url}\n{boot_files}\n"))
 }
 
 async fn version(connection: &args::Connection) -> anyhow::Result<()> {
@@ -80,16 +97,69 @@ pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
 
 /// Tells what went wrong.
 pub(crate) fn failed(error: &anyhow::Error) -> ExitCode {
-    let mut out = std::io::stderr().lock();
-    let chain: Vec<_> = error.chain().map(ToString::to_string).collect();
-    let _ = writeln!(out, "error: {}", chain.join(": "));
-    let advice = match error.downcast_ref::<Problem>() {
-        Some(problem) => problem.advice.as_str(),
-        None if error.is::<client::Silent>() => client::Silent::ADVICE,
-        None => "",
-    };
-    if !advice.is_empty() {
-        let _ = writeln!(out, "help: {advice}");
-    }
+    let _ = std::io::stderr().lock().write_all(told(error).as_bytes());
     ExitCode::FAILURE
+}
+
+/// `error: … [code]`, and `help: …` where there is any.
+fn told(error: &anyhow::Error) -> String {
+    let chain: Vec<_> = error.chain().map(ToString::to_string).collect();
+    let (code, advice) = match error.downcast_ref::<Problem>() {
+        // Its code is among its words.
+        Some(problem) => (String::new(), problem.advice.as_str()),
+        None if error.is::<client::Silent>() => (
+            " [conductor-unreachable]".to_owned(),
+            client::Silent::ADVICE,
+        ),
+        None if error.is::<config::ConfigError>() => {
+            (" [config-invalid]".to_owned(), CONFIG_ADVICE)
+        }
+        None if error.is::<netboot::NetbootError>() => (" [netboot]".to_owned(), NETBOOT_ADVICE),
+        None => (" [failed]".to_owned(), ""),
+    };
+    let mut text = format!("error: {}{code}\n", chain.join(": "));
+    if !advice.is_empty() {
+        text += &format!("help: {advice}\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ferrite_proto::problem::Code;
+
+    #[test]
+    fn an_error_has_a_code_and_says_what_to_do() {
+        let problem = Problem::new(Code::HostNotFound, "no host \"x\"", "list them");
+        let lines = |error: anyhow::Error| told(&error);
+        assert_eq!(
+            lines(problem.into()),
+            "error: no host \"x\" [host-not-found]\nhelp: list them\n"
+        );
+        let error = Config::parse("listen = 5").unwrap_err();
+        let text = lines(error.into());
+        assert!(text.contains("[config-invalid]\nhelp: "), "{text}");
+        assert_eq!(lines(anyhow::anyhow!("odd")), "error: odd [failed]\n");
+    }
+
+    #[tokio::test]
+    async fn a_check_opens_the_boot_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ferrite.toml");
+        let text = format!(
+            "url = \"https://c:1\"\n[netboot]\nartifacts = {0:?}\nipxe = {0:?}\n\
+             http_url = \"http://10.0.0.1:2\"\ntftp = false\n",
+            dir.path()
+        );
+        std::fs::write(&file, text).unwrap();
+        let check = || config_command(ConfigCommand::Check { file: file.clone() }, Output::Json);
+        let error = check().await.unwrap_err();
+        assert!(told(&error).contains("snponly.efi"), "{}", told(&error));
+        for name in ["snponly.efi", "undionly.kpxe"] {
+            std::fs::write(dir.path().join(name), name).unwrap();
+        }
+        let error = check().await.unwrap_err();
+        assert!(told(&error).contains("manifest.json"), "{}", told(&error));
+    }
 }
