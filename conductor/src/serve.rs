@@ -219,9 +219,9 @@ async fn serve_https(
     let service = api::router(app).into_make_service();
     tracing::info!(listen = %config.listen, url = %config.url, "serving");
     let context = || format!("serving HTTPS on {}", config.listen);
-    let server = axum_server::from_tcp_rustls(listener, tls).with_context(context)?;
-    let server = listen::bounded(server, CONNECTIONS).handle(handle);
-    let served = server.serve(service).await;
+    let door = axum_server::from_tcp_rustls(listener, tls).with_context(context)?;
+    let door = listen::bounded(door, CONNECTIONS).handle(handle);
+    let served = door.serve(service).await;
     stopper.abort();
     served.with_context(context)
 }

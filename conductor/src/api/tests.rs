@@ -8,6 +8,7 @@ use axum::body::Body as HttpBody;
 use axum::http::{Request, StatusCode};
 use ferrite_proto::host::{HostState, Power};
 use ferrite_proto::inventory::BootMode;
+use ferrite_proto::step::{ImageWritten, Outcome};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -321,4 +322,182 @@ async fn a_delete_switches_off_and_forgets() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("the host never went");
+}
+
+/// Keeps what is logged.
+#[derive(Debug, Clone, Default)]
+struct Logged(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Logged {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+const USER_DATA: &str = "#cloud-config planted-user-data";
+const DAEMON_KEY: &str = "planted-daemon-key-0123456789";
+
+impl Conductor {
+    /// The agent takes the next order and says what came of it.
+    async fn step(&self, token: &str, sequence: &mut u64, outcome: Outcome) -> Value {
+        for _ in 0..200 {
+            *sequence += 1;
+            let (_, reply) = self.poll(token, *sequence, json!([])).await;
+            let Some(number) = reply["order"]["number"].as_u64() else {
+                continue;
+            };
+            let reports = json!([
+                {"report": "accepted", "order": number},
+                {"report": "done", "order": number, "outcome": outcome, "seconds": 1.0},
+            ]);
+            *sequence += 1;
+            assert_eq!(self.poll(token, *sequence, reports).await.0, 200);
+            return reply;
+        }
+        panic!("no order");
+    }
+
+    /// Everything that people can read of the host, in one text.
+    async fn readable(&self) -> String {
+        let mut all = String::new();
+        for path in ["", "/n", "/n/explain", "/n/events?limit=2000"] {
+            let path = format!("/v1/hosts{path}");
+            all += &self.admin("GET", &path, Value::Null).await.to_string();
+        }
+        all
+    }
+}
+
+/// From the first password to the daemon's key: what is planted comes out where it is meant to,
+/// and in no reply to people, no line of the log and no file.
+#[tokio::test]
+async fn secrets_are_in_no_reply_no_log_and_no_file() {
+    let logged = Logged::default();
+    let sink = logged.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || sink.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let dir = tempfile::tempdir().unwrap();
+    let conductor = Conductor::start(dir.path()).await;
+    conductor.add().await;
+    let ticket = conductor.ticket().await;
+    let stored = conductor.app.hosts.stored("n").await.unwrap();
+    let iso_token = stored.kept.iso_token.unwrap().into_inner();
+    let mut seen = conductor.readable().await;
+    let (_, hello) = conductor.hello(&ticket, "planted-nonce", MAC).await;
+    let token = hello["token"].as_str().unwrap();
+    let mut sequence = 0;
+    let outcome = json!({"outcome": "inspected", "inventory": {"version": 1}});
+    let inspected = serde_json::from_value(outcome).unwrap();
+    conductor.step(token, &mut sequence, inspected).await;
+    let erased = Outcome::Erased { disks: Vec::new() };
+    conductor.step(token, &mut sequence, erased).await;
+    let wanted = json!({
+        "image": {"url": "http://i/1.raw", "format": "raw", "allow_unverified": true},
+        "secrets": {
+            "user_data": USER_DATA, "vendor_data": "#!planted-vendor-data",
+            "network_data": "{\"planted-network-data\": 1}",
+            "meta_data": {"key": "planted-meta-data"},
+        },
+    });
+    conductor
+        .admin("POST", "/v1/hosts/n/provision", wanted)
+        .await;
+    let written = Outcome::ImageWritten(ImageWritten::default());
+    conductor.step(token, &mut sequence, written).await;
+    let drive = Outcome::ConfigDriveWritten {
+        partition: "p".into(),
+        bytes: 1,
+    };
+    seen += &conductor.readable().await;
+    let order = conductor.step(token, &mut sequence, drive).await;
+    assert!(order.to_string().contains(USER_DATA), "{order}");
+    let stored = conductor.app.hosts.stored("n").await.unwrap();
+    let credential = stored.kept.credential.unwrap().into_inner();
+    assert!(order.to_string().contains(&credential), "{order}");
+    let enroll = json!({
+        "credential": credential, "key_sha256": token::sha256(DAEMON_KEY),
+        "identity": {"macs": [MAC]},
+    });
+    let enroll = conductor.call("POST", "/v1/daemon/enroll", "", &enroll);
+    assert_eq!(enroll.await.0, 200);
+    seen += &conductor.readable().await;
+    conductor.kill().await;
+
+    let planted = [
+        "hunter2",
+        "planted",
+        &ticket,
+        &iso_token,
+        token,
+        &credential,
+        ADMIN,
+    ];
+    let log = String::from_utf8_lossy(&logged.0.lock().unwrap()).into_owned();
+    assert!(
+        log.contains("the host daemon enrolled"),
+        "nothing is logged: {log}"
+    );
+    for secret in planted {
+        assert!(!seen.contains(secret), "{secret} in a reply");
+        assert!(!log.contains(secret), "{secret} in the log");
+    }
+    let mut files = 0;
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        files += usize::from(bytes.len() > 1000);
+        for secret in planted.into_iter().filter(|secret| *secret != "planted") {
+            let found = bytes.windows(secret.len()).any(|w| w == secret.as_bytes());
+            assert!(!found, "{secret} in {}", path.display());
+        }
+        let data = b"planted-user-data";
+        assert!(!bytes.windows(data.len()).any(|w| w == data));
+    }
+    assert!(files > 0, "no database was looked at");
+}
+
+/// A stranger's body is small and comes in time, or the call ends.
+#[tokio::test]
+async fn strangers_are_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let conductor = Conductor::start(dir.path()).await;
+    let long = json!({"ticket": "x".repeat(100_000)});
+    let (status, _) = conductor.call("POST", "/v1/agent/hello", "", &long).await;
+    assert_eq!(status, 413);
+    let never = futures_util::stream::pending::<std::io::Result<bytes::Bytes>>();
+    let request = Request::post("/v1/daemon/enroll")
+        .header("content-type", "application/json")
+        .body(HttpBody::from_stream(never))
+        .unwrap();
+    let reply = router(Arc::clone(&conductor.app)).oneshot(request).await;
+    assert_eq!(reply.unwrap().status(), StatusCode::REQUEST_TIMEOUT);
+}
+
+/// While a host goes, what others do with it and a new one of its name get in nobody's way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_host_that_goes_does_not_come_back_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let conductor = Conductor::start(dir.path()).await;
+    let hosts = Arc::clone(&conductor.app.hosts);
+    for _ in 0..30 {
+        conductor.add().await;
+        let other = Arc::clone(&hosts);
+        let touching = tokio::spawn(async move {
+            let touch = |change: &mut crate::lifecycle::change::Change| {
+                change.event("log", "touched");
+                Ok(())
+            };
+            while other.update("n", touch).await.is_ok() {}
+        });
+        let _ = hosts.remove("n").await;
+        touching.await.unwrap();
+        assert!(hosts.live("n").is_none() && hosts.stored("n").await.is_err());
+    }
 }

@@ -117,11 +117,11 @@ fn told(error: &anyhow::Error) -> String {
         None if error.is::<netboot::NetbootError>() => (" [netboot]".to_owned(), NETBOOT_ADVICE),
         None => (" [failed]".to_owned(), ""),
     };
-    let mut text = format!("error: {}{code}\n", chain.join(": "));
-    if !advice.is_empty() {
-        text += &format!("help: {advice}\n");
-    }
-    text
+    let help = match advice {
+        "" => String::new(),
+        advice => format!("help: {advice}\n"),
+    };
+    format!("error: {}{code}\n{help}", chain.join(": "))
 }
 
 #[cfg(test)]

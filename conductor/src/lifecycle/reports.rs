@@ -31,7 +31,7 @@ impl Change {
                 outcome,
                 seconds,
             } => self.done(order, outcome, seconds, limits),
-            Report::Failed { order, problem } => self.failed(order, problem, limits),
+            Report::Failed { order, problem } => self.failed(order, &problem, limits),
             Report::Log { line } => {
                 self.event("log", harmless(&line, LOG_LINE_CHARS));
             }
@@ -69,7 +69,7 @@ impl Change {
         };
         let detail = match self.take_outcome(name, outcome) {
             Ok(detail) => detail,
-            Err(problem) => return self.failed(order, problem, limits),
+            Err(problem) => return self.failed(order, &problem, limits),
         };
         let now = self.now;
         if let Some(flow) = &mut self.record.run.workflow {
@@ -154,7 +154,7 @@ impl Change {
         }
     }
 
-    fn failed(&mut self, order: u64, problem: Problem, limits: &Limits) {
+    fn failed(&mut self, order: u64, problem: &Problem, limits: &Limits) {
         let Some(name) = self.is_out(order) else {
             return;
         };

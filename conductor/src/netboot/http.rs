@@ -68,8 +68,8 @@ impl Http {
 pub(super) async fn run(http: Arc<Http>, listener: TcpListener, stop: CancellationToken) {
     let service = router(http).into_make_service_with_connect_info::<SocketAddr>();
     let handle = axum_server::Handle::new();
-    let server = listen::bounded(Server::from_listener(listener), CONNECTIONS);
-    let served = server.handle(handle.clone()).serve(service);
+    let door = listen::bounded(Server::from_listener(listener), CONNECTIONS);
+    let served = door.handle(handle.clone()).serve(service);
     let stopping = async {
         stop.cancelled().await;
         handle.graceful_shutdown(Some(LAST_MOMENT));
