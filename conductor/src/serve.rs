@@ -22,6 +22,8 @@ use crate::seal::Sealer;
 use crate::store::sqlite::Sqlite;
 use crate::{bmc, listen, netboot, tls, token};
 
+/// Between looks at the certificate.
+const RENEWAL: Duration = Duration::from_hours(24);
 /// Connections at once: one or two for each host.
 const CONNECTIONS: usize = 8192;
 /// How long open calls have to end at a stop.
@@ -216,6 +218,11 @@ async fn serve_https(
     let tls = axum_server::tls_rustls::RustlsConfig::from_config(identity.server);
     let handle = axum_server::Handle::new();
     let stopper = tokio::spawn(stop_on_signal(handle.clone(), stop));
+    let renewer = tokio::spawn(renew(
+        config.state_dir.join("tls"),
+        config.names.clone(),
+        tls.clone(),
+    ));
     let service = api::router(app).into_make_service();
     tracing::info!(listen = %config.listen, url = %config.url, "serving");
     let context = || format!("serving HTTPS on {}", config.listen);
@@ -223,7 +230,23 @@ async fn serve_https(
     let door = listen::bounded(door, CONNECTIONS).handle(handle);
     let served = door.serve(service).await;
     stopper.abort();
+    renewer.abort();
     served.with_context(context)
+}
+
+/// A conductor may run for longer than its certificate holds.
+async fn renew(
+    dir: std::path::PathBuf,
+    names: Vec<String>,
+    serving: axum_server::tls_rustls::RustlsConfig,
+) {
+    loop {
+        tokio::time::sleep(RENEWAL).await;
+        match tls::load_or_create(&dir, &names) {
+            Ok(identity) => serving.reload_from_config(identity.server),
+            Err(error) => tracing::error!(%error, "the certificate is not renewed; trying again"),
+        }
+    }
 }
 
 async fn stop_on_signal(

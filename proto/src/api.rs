@@ -5,7 +5,7 @@
 //! | `POST /v1/hosts` [`AddHost`] | enrol; 201 with the [`Host`] |
 //! | `GET /v1/hosts` | [`HostList`], by name |
 //! | `GET /v1/hosts/{name}` | the [`Host`] |
-//! | `GET /v1/hosts/{name}?after=V&wait=S` | the same, once its version is above V or S seconds on |
+//! | `GET /v1/hosts/{name}?after=V&wait=S` | the same, once its version is above V, or in S s |
 //! | `PATCH /v1/hosts/{name}` [`UpdateHost`] | change what is wanted, or secrets |
 //! | `GET /v1/hosts/{name}/events?limit=N` | [`EventList`], newest last |
 //! | `POST /v1/hosts/{name}/provision` [`Provision`] | set the image and the cloud-init data |

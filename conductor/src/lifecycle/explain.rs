@@ -17,7 +17,7 @@ pub(crate) fn explain(host: &Host, now: Timestamp) -> Explanation {
         Some(error) => of_error(host, error, now),
         None => Explanation {
             doing: format!(
-                "{} has been {} since {since} and {}.",
+                "{} is {} (since {since}) and {}.",
                 host.name,
                 words(status.state),
                 waits(status.waiting_for.as_deref())
@@ -28,7 +28,7 @@ pub(crate) fn explain(host: &Host, now: Timestamp) -> Explanation {
     }
 }
 
-/// A state behind "has been".
+/// A state behind "is".
 const fn words(state: HostState) -> &'static str {
     match state {
         HostState::Registering => "being registered",
@@ -75,7 +75,7 @@ fn of_error(host: &Host, error: &HostError, now: Timestamp) -> Explanation {
     let advice = &error.problem.advice;
     Explanation {
         doing: format!(
-            "{} has been {} since {} and met a problem at {}: {}.",
+            "{} is {} (since {}) and met a problem at {}: {}.",
             host.name,
             words(host.status.state),
             clock(host.status.since),
@@ -148,7 +148,7 @@ mod tests {
                 let mut host = host(state);
                 host.status.waiting_for = waiting_for.map(str::to_owned);
                 let told = explain(&host, Timestamp::UNIX_EPOCH);
-                assert!(told.doing.starts_with("n has been "), "{}", told.doing);
+                assert!(told.doing.starts_with("n is "), "{}", told.doing);
                 assert_eq!(told.doing.matches(['.', ':']).count(), 3, "{}", told.doing);
                 assert!(told.doing.ends_with('.') && told.next.ends_with('.'));
             }

@@ -215,7 +215,7 @@ impl Change {
             agent_version: report.agent_version,
             cloud_init: report.cloud_init,
         });
-        // In `provisioned` an error of cloud-init stays to be seen; before, it is that it took long.
+        // In `provisioned` an error of cloud-init stays to be seen; before, it only took long.
         let late = self.record.state() == HostState::Provisioning && ended;
         self.clear_error_of(|code| code == Code::DaemonSilent || (late && code == Code::CloudInit));
     }
