@@ -18,6 +18,7 @@ pub mod images;
 pub mod lab;
 pub mod machine;
 pub mod net;
+pub mod odd_image;
 mod qmp;
 pub mod timeline;
 pub mod vm;
