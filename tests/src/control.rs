@@ -43,7 +43,10 @@ pub enum Request {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is read at once")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one at a time, and it is read at once"
+)]
 pub enum Answer {
     Status(Status),
     Done,

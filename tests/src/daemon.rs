@@ -48,11 +48,15 @@ pub fn run(builder: Builder, dir: &Path, door: &Door) -> Result<()> {
     let (forward, conductor) = match door {
         Door::Forward(port) => {
             let target = format!("{SERVER}:{}", conductor::PORT).parse()?;
-            (Some(format!("https://{}", lab.forward(*port, target)?)), None)
+            (
+                Some(format!("https://{}", lab.forward(*port, target)?)),
+                None,
+            )
         }
-        Door::Conductor(port, settings) => {
-            (None, Some(Conductor::start(&lab, Built::find()?, *port, settings)?))
-        }
+        Door::Conductor(port, settings) => (
+            None,
+            Some(Conductor::start(&lab, Built::find()?, *port, settings)?),
+        ),
     };
     end_on_signals(&lab, dir)?;
     control::serve(&lab, || Status {
@@ -127,7 +131,8 @@ pub fn stop(dir: &Path) -> Result<Vec<String>> {
 /// Whether a process is there and no zombie: who started the lab may not wait for it.
 fn runs(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
 fn end_on_signals(lab: &Lab, dir: &Path) -> Result<()> {
