@@ -38,8 +38,9 @@ pub(crate) struct Request<'a> {
 /// Builds the image, its compressed variants and the JSON file that describes them.
 pub(crate) fn build(request: &Request<'_>) -> Result<ImageInfo> {
     ensure_root()?;
-    std::fs::create_dir_all(request.cache)
-        .with_context(|| format!("making {}", request.cache.display()))?;
+    for dir in [request.cache, request.out.parent().unwrap_or(request.cache)] {
+        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    }
     let layout = disk::Layout::new(request.size, ESP_BYTES)?;
     let tar = rootfs::bootstrap(request.cache)?;
     let work = WorkDir::new(request.cache)?;
