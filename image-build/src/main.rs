@@ -112,6 +112,7 @@ fn main() -> Result<()> {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr)
         .init();
     let cli = Cli::parse();
@@ -148,10 +149,16 @@ fn ramdisk(args: &RamdiskArgs) -> Result<serde_json::Value> {
     artifacts::write_whole(&iso, &built.bytes)?;
     manifest.set_iso(artifacts::describe(&iso)?, built.config);
     manifest.write(&args.out)?;
-    for missing in &manifest.drivers_missing_firmware {
-        tracing::info!(driver = missing.driver, files = ?missing.files, "firmware not there");
+    let missing = &manifest.drivers_missing_firmware;
+    let drivers: Vec<&str> = missing.iter().map(|one| one.driver.as_str()).collect();
+    if !drivers.is_empty() {
+        let (count, names) = (drivers.len(), drivers.join(" "));
+        tracing::info!(
+            count,
+            "drivers without their firmware (see --firmware): {names}"
+        );
     }
-    tracing::info!(out = %args.out.display(), files = ?manifest.files, "boot files built");
+    tracing::info!(out = %args.out.display(), "boot files built");
     serde_json::to_value(&manifest).context("summarising")
 }
 
