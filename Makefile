@@ -14,7 +14,8 @@ AGENT := $(TARGET)/ferrite-agent
 CARGO ?= cargo
 # Cargo builds as the caller; only the finished tests run as root, where they need it.
 AS_ROOT := $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)")
-E2E := $(AS_ROOT) $(CARGO) test -p ferrite-tests --test e2e
+# The whole workspace each time: with fewer crates, cargo would build their dependencies anew.
+E2E := $(AS_ROOT) $(CARGO) test --workspace --test e2e
 
 .PHONY: demo test test-all bench-deploy lint deps build agent boot os sudo clean help
 
@@ -29,8 +30,7 @@ demo: deps build boot os
 	$(SUDO) $(TARGET)/debug/ferrite-lab demo $(if $(KEEP),--keep)
 
 test: deps lint
-	$(AS_ROOT) $(CARGO) test --workspace --exclude ferrite-tests
-	$(AS_ROOT) $(CARGO) test -p ferrite-tests --lib --bins --test tidy --test lab
+	$(AS_ROOT) $(CARGO) test --workspace --lib --bins --test tidy --test lab
 	$(MAKE) build boot os
 	$(E2E) -- --short
 
@@ -42,6 +42,8 @@ bench-deploy: deps build boot
 	$(SUDO) $(TARGET)/debug/ferrite-lab bench-deploy
 
 lint:
+	@$(CARGO) clippy --version >/dev/null 2>&1 && $(CARGO) fmt --version >/dev/null 2>&1 \
+		|| rustup component add clippy rustfmt
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
