@@ -17,7 +17,7 @@ AS_ROOT := $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)")
 # The whole workspace each time: with fewer crates, cargo would build their dependencies anew.
 E2E := $(AS_ROOT) $(CARGO) test --workspace --test e2e
 
-.PHONY: demo test test-all bench-deploy lint deps build agent boot os sudo clean help
+.PHONY: demo test test-all unit bench-deploy lint deps build agent boot os sudo clean help
 
 help:
 	@echo "make demo       one virtual host, from powered off to a running OS (KEEP=1 leaves the lab up)"
@@ -29,13 +29,14 @@ help:
 demo: deps build boot os
 	$(SUDO) $(TARGET)/debug/ferrite-lab demo $(if $(KEEP),--keep)
 
-test: deps lint
-	$(AS_ROOT) $(CARGO) test --workspace --lib --bins --test tidy --test lab
-	$(MAKE) build boot os
+test: deps lint unit build boot os
 	$(E2E) -- --short
 
-test-all: test
+test-all: deps $(if $(PART),,lint unit) build boot os
 	$(E2E) -- $(if $(PART),--part $(PART),--all)
+
+unit:
+	$(AS_ROOT) $(CARGO) test --workspace --lib --bins --test tidy --test lab
 
 bench-deploy: deps build boot
 	@$(MAKE) --no-print-directory $(TARGET)/lab/bench.raw.json
