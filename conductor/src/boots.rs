@@ -12,6 +12,7 @@ use ferrite_proto::secret::Secret;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+use crate::clock;
 use crate::lifecycle::order::Reach;
 use crate::lifecycle::record::BootPhase;
 use crate::netboot::{BootAnswer, BootDirectory, NetbootEvent, Requester};
@@ -107,7 +108,7 @@ impl Boots {
             url: self.reach.url.clone(),
             ca: self.reach.ca,
             ticket: ticket.clone(),
-            time: Some(Timestamp::now().as_second()),
+            time: Some(clock::now().as_second()),
         }
     }
 
@@ -126,7 +127,7 @@ impl Boots {
         entry.last.clone_from(&what);
         let sighting = Sighting {
             host: name.clone(),
-            at: Timestamp::now(),
+            at: clock::now(),
             what,
         };
         // A full queue loses a line of a timeline, never a boot.
@@ -141,7 +142,7 @@ impl BootDirectory for Boots {
             return BootAnswer::Unknown;
         };
         match &entry.ticket {
-            Some((ticket, until)) if *until > Timestamp::now() => {
+            Some((ticket, until)) if *until > clock::now() => {
                 BootAnswer::Ramdisk(self.parameters(ticket))
             }
             Some(_) | None => BootAnswer::OwnDisk,

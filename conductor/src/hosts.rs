@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 
 use crate::boots::Boots;
+use crate::clock;
 use crate::lifecycle::change::Change;
 use crate::lifecycle::record::{Limits, Observed, Record};
 use crate::store::{Store, StoreError, Stored};
@@ -72,7 +73,7 @@ impl Hosts {
             boots,
             live: Mutex::default(),
             roster: tokio::sync::Mutex::default(),
-            started: Timestamp::now(),
+            started: clock::now(),
         };
         for stored in hosts.store.list().await? {
             hosts.remember(&stored);
@@ -151,7 +152,7 @@ impl Hosts {
         let live = self.live(name).ok_or_else(|| unknown(name))?;
         let _one_at_a_time = live.lock.lock().await;
         let before = self.stored(name).await?;
-        let now = Timestamp::now();
+        let now = clock::now();
         let mut draft = Change::new(before.record.clone(), before.kept.clone(), now);
         let answer = change(&mut draft)?;
         let mut after = Stored {
@@ -202,14 +203,14 @@ impl Hosts {
     /// Notes that the agent was heard.
     pub(crate) fn heard_agent(&self, name: &str) {
         if let Some(live) = self.live(name) {
-            lock(&live.seen).agent = Some(Timestamp::now());
+            lock(&live.seen).agent = Some(clock::now());
         }
     }
 
     /// Notes that the daemon was heard.
     pub(crate) fn heard_daemon(&self, name: &str) {
         if let Some(live) = self.live(name) {
-            lock(&live.seen).daemon = Some(Timestamp::now());
+            lock(&live.seen).daemon = Some(clock::now());
         }
     }
 

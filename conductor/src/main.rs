@@ -5,6 +5,7 @@ mod api;
 mod bmc;
 mod boots;
 mod cli;
+mod clock;
 mod cloud_init;
 mod config;
 mod hosts;

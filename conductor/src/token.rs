@@ -15,7 +15,45 @@ use subtle::ConstantTimeEq;
 
 /// 32 random bytes in base64url: 43 characters of `A-Za-z0-9-_`.
 pub(crate) fn random() -> Secret<String> {
-    Secret::new(BASE64_URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()))
+    Secret::new(BASE64_URL_SAFE_NO_PAD.encode(bytes()))
+}
+
+#[cfg(not(test))]
+fn bytes() -> [u8; 32] {
+    rand::random()
+}
+
+#[cfg(test)]
+use simulated::bytes;
+
+/// A test's own tokens, for the thread that the test runs on: the same seed gives the same ones.
+#[cfg(test)]
+pub(crate) mod simulated {
+    use std::cell::RefCell;
+
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    thread_local! {
+        static SEEDED: RefCell<Option<ChaCha8Rng>> = const { RefCell::new(None) };
+    }
+
+    /// Random bytes: the system's, unless this thread was given a seed.
+    pub(super) fn bytes() -> [u8; 32] {
+        SEEDED.with_borrow_mut(|seeded| {
+            seeded.as_mut().map_or_else(rand::random, |seeded| {
+                let mut bytes = [0; 32];
+                seeded.fill_bytes(&mut bytes);
+                bytes
+            })
+        })
+    }
+
+    /// From here on this thread's tokens follow from the seed.
+    #[expect(dead_code, reason = "the simulation of a whole conductor uses it")]
+    pub(crate) fn seed(seed: u64) {
+        SEEDED.set(Some(ChaCha8Rng::seed_from_u64(seed)));
+    }
 }
 
 /// Lower-case hex SHA-256.

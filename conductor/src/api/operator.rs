@@ -12,10 +12,10 @@ use ferrite_proto::api::{
 use ferrite_proto::host::{BmcSpec, Host};
 use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::secret::Secret;
-use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::{Answer, ApiError, App, Body, Query};
+use crate::clock;
 use crate::lifecycle::{explain as words, intent};
 
 /// Longest that a reader may wait for a change.
@@ -51,7 +51,7 @@ pub(crate) async fn add(
 ) -> Result<(StatusCode, Json<Host>), ApiError> {
     check_bmc(&app, &request.spec.bmc)?;
     let uid = uuid::Uuid::new_v4().to_string();
-    let change = intent::enrol(request, uid, Timestamp::now())?;
+    let change = intent::enrol(request, uid, clock::now())?;
     let host = app.hosts.insert(change).await?;
     tracing::info!(host = %host.name, bmc = %host.spec.bmc.address, "host added");
     app.driver.drive(host.name.clone());
@@ -135,7 +135,7 @@ pub(crate) async fn explain(
 ) -> Answer<Explanation> {
     Ok(Json(words::explain(
         &app.hosts.get(&name).await?,
-        Timestamp::now(),
+        clock::now(),
     )))
 }
 

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::change::Change;
 use super::execute::{self, BmcClient, World};
 use super::plan::{Action, Decision, plan};
+use crate::clock;
 use crate::store::Stored;
 
 /// Turns without a wait after which a pause is made: a plan that goes in circles must not take
@@ -204,7 +205,7 @@ fn decide(change: &mut Change, world: &World) -> Next {
 }
 
 fn time_to(at: Timestamp) -> Duration {
-    let left = at.duration_since(Timestamp::now());
+    let left = at.duration_since(clock::now());
     Duration::try_from(left)
         .unwrap_or_default()
         .clamp(Duration::from_millis(10), LONGEST_WAIT)

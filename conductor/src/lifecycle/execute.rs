@@ -13,6 +13,7 @@ use super::order::{self, Reach};
 use super::plan::Action;
 use super::record::{BootPhase, Limits};
 use crate::bmc::{Bmc, BmcError, BootDevice, PowerAction};
+use crate::clock;
 use crate::hosts::Hosts;
 use crate::store::Stored;
 use crate::token;
@@ -122,7 +123,7 @@ pub(crate) async fn outside(
     if action == Action::Remove {
         return world.hosts.remove(name).await;
     }
-    let asked = Timestamp::now();
+    let asked = clock::now();
     let effect = match bmc.get(world, stored) {
         Ok(client) => act(client, world, stored, action).await,
         Err(problem) => Err(problem),
