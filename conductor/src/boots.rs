@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use crate::clock;
+use crate::guard::{self, Guard};
 use crate::lifecycle::order::Reach;
 use crate::lifecycle::record::BootPhase;
 use crate::netboot::{BootAnswer, BootDirectory, NetbootEvent, Requester};
@@ -75,7 +76,8 @@ impl Boots {
     /// Takes over what is stored of a host.
     pub(crate) fn refresh(&self, stored: &Stored) {
         let (run, kept) = (&stored.record.run, &stored.kept);
-        let armed = run.boot.as_ref().filter(|boot| !boot.used);
+        let unused = |used: bool| guard::holds(Guard::UsedTicketIsNotServed, !used);
+        let armed = run.boot.as_ref().filter(|boot| unused(boot.used));
         let ticket = armed.and_then(|boot| {
             let ticket = kept.ticket.clone()?;
             Some((ticket, boot.expires_at))

@@ -8,6 +8,8 @@ mod cli;
 mod clock;
 mod cloud_init;
 mod config;
+mod crash;
+mod guard;
 mod hosts;
 mod lifecycle;
 mod listen;

@@ -10,9 +10,11 @@ use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::secret::Secret;
 
 use super::{AgentOf, Answer, ApiError, App, Body};
+use crate::crash::{self, Moment, Work};
+use crate::guard::{self, Guard};
 use crate::hosts::Credential;
 use crate::lifecycle::change::Change;
-use crate::lifecycle::record::{HelloFacts, Record};
+use crate::lifecycle::record::{HelloFacts, Record, Session};
 use crate::lifecycle::{order, reports};
 use crate::store::Stored;
 use crate::token;
@@ -35,9 +37,11 @@ pub(crate) async fn hello(
         if let Err(problem) = &answer {
             change.event("alarm", format!("a hello was refused: {}", problem.message));
         }
+        crash::point(Work::Hello, Moment::Before);
         Ok(answer)
     });
     let (_, token) = answered.await?;
+    crash::point(Work::Hello, Moment::After);
     let token = token?;
     app.hosts.heard_agent(&name);
     Ok(Json(HelloReply {
@@ -55,15 +59,19 @@ fn let_in(
 ) -> Result<Secret<String>, Problem> {
     let run = &change.record.run;
     let session = run.session.as_ref();
-    if let Some(session) = session.filter(|session| session.ticket_sha256 == ticket_sha256) {
-        let again = session.nonce == hello.nonce && !session.polled;
+    let same_ticket = |session: &&Session| session.ticket_sha256 == ticket_sha256;
+    let once = guard::stands(Guard::TicketOpensOnce);
+    if let Some(session) = session.filter(same_ticket).filter(|_| once) {
+        let same_boot = session.nonce == hello.nonce;
+        let again = guard::holds(Guard::TokenToldToItsBoot, same_boot) && !session.polled;
         let token = change.kept.agent_token.clone().filter(|_| again);
         return token.ok_or_else(|| refused("the boot ticket was used already"));
     }
     let armed = run.boot.as_ref();
-    let armed = armed.filter(|boot| boot.ticket_sha256 == ticket_sha256 && !boot.used);
+    let armed = armed.filter(|boot| boot.ticket_sha256 == ticket_sha256 && (!boot.used || !once));
     let armed = armed.ok_or_else(|| refused("the boot ticket is not armed"))?;
-    if armed.expires_at <= change.now || run.deletion.is_some() {
+    let stays = guard::holds(Guard::NoHelloWhileDeleting, run.deletion.is_none());
+    if !guard::holds(Guard::TicketNotExpired, armed.expires_at > change.now) || !stays {
         return Err(refused("the boot ticket has expired"));
     }
     if hello.nonce.is_empty() || hello.nonce.len() > 128 {
@@ -103,6 +111,7 @@ pub(crate) fn fits(record: &Record, identity: &Identity) -> Result<(), Problem> 
     let same_uuid = uuids.map(|(known, told)| known.eq_ignore_ascii_case(told));
     match (same_mac, same_uuid) {
         (Some(true), _) | (_, Some(true)) | (None, None) => Ok(()),
+        (Some(false), _) | (_, Some(false)) if !guard::stands(Guard::MachineFits) => Ok(()),
         (Some(false), _) | (_, Some(false)) => Err(refused(&format!(
             "the machine (UUID {}) is not the host {}",
             short(identity.uuid.as_deref().unwrap_or("unknown")),
@@ -141,6 +150,7 @@ pub(crate) async fn poll(
 /// Takes what an agent reports. A poll without news changes nothing but the first.
 async fn take(app: &App, name: &str, poll: Poll) -> Result<Stored, Problem> {
     let limits = &app.world.limits;
+    let works: Vec<_> = poll.reports.iter().filter_map(Work::taking).collect();
     let taken = app.hosts.update(name, |change| {
         let session = change.record.run.session.as_mut();
         let again = session.is_some_and(|session| {
@@ -157,9 +167,18 @@ async fn take(app: &App, name: &str, poll: Poll) -> Result<Stored, Problem> {
             }
         }
         change.polled();
+        pass(&works, Moment::Before);
         Ok(())
     });
-    taken.await.map(|(stored, ())| stored)
+    let (stored, ()) = taken.await?;
+    pass(&works, Moment::After);
+    Ok(stored)
+}
+
+fn pass(works: &[Work], moment: Moment) {
+    for work in works {
+        crash::point(*work, moment);
+    }
 }
 
 fn reply(app: &App, stored: &Stored) -> Result<PollReply, Problem> {
@@ -181,6 +200,7 @@ async fn hold(app: &App, name: &str, version: u64) -> Result<PollReply, ApiError
     let mut known = version;
     loop {
         tokio::select! {
+            biased;
             changed = versions.wait_for(|version| *version > known) => match changed {
                 Ok(version) => known = *version,
                 Err(_) => return Ok(PollReply::default()),

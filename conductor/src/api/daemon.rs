@@ -10,6 +10,8 @@ use ferrite_proto::problem::Problem;
 
 use super::agent::{fits, refused, shown};
 use super::{Answer, App, Body, DaemonOf};
+use crate::crash::{self, Moment, Work};
+use crate::guard::{self, Guard};
 use crate::hosts::Credential;
 use crate::lifecycle::change::Change;
 use crate::lifecycle::record::Record;
@@ -42,9 +44,11 @@ pub(crate) async fn enroll(
                 format!("an enrolment was refused: {}", problem.message),
             );
         }
+        crash::point(Work::Enroll, Moment::Before);
         Ok(answer)
     });
     answered.await?.1?;
+    crash::point(Work::Enroll, Moment::After);
     app.hosts.heard_daemon(&name);
     Ok(Json(EnrollReply {
         host: name,
@@ -65,7 +69,10 @@ fn let_in(change: &mut Change, request: &Enroll) -> Result<(), Problem> {
         None => change.enrolled(key.to_ascii_lowercase()),
         // A lost reply costs nothing.
         Some(known) if !daemon.used && known.eq_ignore_ascii_case(key) => {}
-        Some(_) => return Err(refused("the daemon's credential was used already")),
+        Some(_) if guard::stands(Guard::CredentialMakesOneKey) => {
+            return Err(refused("the daemon's credential was used already"));
+        }
+        Some(_) => change.enrolled(key.to_ascii_lowercase()),
     }
     Ok(())
 }
@@ -80,9 +87,11 @@ pub(crate) async fn check_in(
     let report = bounded(report);
     let changed = app.hosts.update(&name, |change| {
         change.checked_in(report);
+        crash::point(Work::CheckIn, Moment::Before);
         Ok(())
     });
     let (stored, ()) = changed.await?;
+    crash::point(Work::CheckIn, Moment::After);
     Ok(Json(CheckInReply {
         check_in_seconds: interval(&app, &stored.record),
     }))

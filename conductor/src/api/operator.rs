@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use super::{Answer, ApiError, App, Body, Query};
 use crate::clock;
+use crate::crash::{self, Moment, Work};
 use crate::lifecycle::{explain as words, intent};
 
 /// Longest that a reader may wait for a change.
@@ -52,7 +53,9 @@ pub(crate) async fn add(
     check_bmc(&app, &request.spec.bmc)?;
     let uid = uuid::Uuid::new_v4().to_string();
     let change = intent::enrol(request, uid, clock::now())?;
+    crash::point(Work::Add, Moment::Before);
     let host = app.hosts.insert(change).await?;
+    crash::point(Work::Add, Moment::After);
     tracing::info!(host = %host.name, bmc = %host.spec.bmc.address, "host added");
     app.driver.drive(host.name.clone());
     Ok((StatusCode::CREATED, Json(host)))
@@ -95,7 +98,9 @@ pub(crate) async fn update(
         check_bmc(&app, &spec.bmc)?;
     }
     let changed = app.hosts.update(&name, |change| change.update(request));
-    Ok(Json(app.hosts.shown(changed.await?.0.record)))
+    let stored = changed.await?.0;
+    crash::point(Work::Update, Moment::After);
+    Ok(Json(app.hosts.shown(stored.record)))
 }
 
 /// `POST /v1/hosts/{name}/provision`
@@ -105,7 +110,9 @@ pub(crate) async fn provision(
     Body(request): Body<Provision>,
 ) -> Answer<Host> {
     let changed = app.hosts.update(&name, |change| change.provision(request));
-    Ok(Json(app.hosts.shown(changed.await?.0.record)))
+    let stored = changed.await?.0;
+    crash::point(Work::Provision, Moment::After);
+    Ok(Json(app.hosts.shown(stored.record)))
 }
 
 /// `POST /v1/hosts/{name}/deprovision`
@@ -116,7 +123,9 @@ pub(crate) async fn deprovision(
     let changed = app
         .hosts
         .update(&name, crate::lifecycle::change::Change::deprovision);
-    Ok(Json(app.hosts.shown(changed.await?.0.record)))
+    let stored = changed.await?.0;
+    crash::point(Work::Deprovision, Moment::After);
+    Ok(Json(app.hosts.shown(stored.record)))
 }
 
 /// `POST /v1/hosts/{name}/retry`
@@ -125,7 +134,9 @@ pub(crate) async fn retry(State(app): State<Arc<App>>, Path(name): Path<String>)
         change.retry();
         Ok(())
     });
-    Ok(Json(app.hosts.shown(changed.await?.0.record)))
+    let stored = changed.await?.0;
+    crash::point(Work::Retry, Moment::After);
+    Ok(Json(app.hosts.shown(stored.record)))
 }
 
 /// `GET /v1/hosts/{name}/explain`
@@ -160,6 +171,7 @@ pub(crate) async fn delete(
         Ok(())
     });
     changed.await?;
+    crash::point(Work::Delete, Moment::After);
     Ok(StatusCode::ACCEPTED)
 }
 

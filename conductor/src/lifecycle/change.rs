@@ -16,6 +16,8 @@ use super::record::{
     BootPhase, DaemonAccess, Deployment, HelloFacts, Kept, Limits, RamdiskBoot, Record, Session,
 };
 use super::{Kind, StepName, Workflow, state, timeline};
+use crate::crash::{self, Moment, Work};
+use crate::guard::{self, Guard};
 use crate::lifecycle::timeline::Stages;
 
 /// Failures of an action after which a host is let go of all the same.
@@ -84,13 +86,16 @@ impl Change {
         status.observed_generation = self.record.host.generation;
         run.workflow = None;
         match to {
-            HostState::Deprovisioning => self.close_daemon_access(),
+            HostState::Deprovisioning if guard::stands(Guard::DaemonOfThePastIsMute) => {
+                self.close_daemon_access();
+            }
             HostState::Provisioned => self.note_cloud_init(),
             HostState::Registering
             | HostState::Inspecting
             | HostState::Preparing
             | HostState::Available
             | HostState::Provisioning
+            | HostState::Deprovisioning
             | HostState::ExternallyProvisioned
             | HostState::Deleting => {}
         }
@@ -194,7 +199,7 @@ impl Change {
         self.power_read(power);
         let known = self.record.run.bmc_uuid.clone();
         if let (Some(known), Some(found)) = (&known, uuid)
-            && known != found
+            && !guard::holds(Guard::BmcOfTheSameMachine, known == found)
         {
             let text = format!("the BMC's system is {found}, and this host is {known}");
             let advice = "correct the BMC's address with `ferrite host set`, or delete the host \
@@ -347,7 +352,9 @@ impl Change {
         let Some(flow) = flow.filter(|flow| flow.outstanding().is_some()) else {
             return;
         };
-        flow.go_back();
+        if guard::stands(Guard::CutOffIsOrderedAnew) {
+            flow.go_back();
+        }
         self.end_running_step();
     }
 
@@ -394,7 +401,9 @@ impl Change {
     /// The current step gets an order, which has a number that never was.
     pub(crate) fn order(&mut self, name: StepName) {
         let now = self.now;
-        self.record.run.last_order += 1;
+        if guard::stands(Guard::OrderNumberIsNew) {
+            self.record.run.last_order += 1;
+        }
         let number = self.record.run.last_order;
         if let Some(flow) = &mut self.record.run.workflow {
             flow.order(number, now);
@@ -402,8 +411,12 @@ impl Change {
         match name {
             // From here on the disk may hold anything.
             StepName::WriteImage => {
-                self.record.run.clean = false;
-                self.record.host.status.image = None;
+                if guard::stands(Guard::WrittenIsNotClean) {
+                    self.record.run.clean = false;
+                }
+                if guard::stands(Guard::HalfWrittenIsNotShown) {
+                    self.record.host.status.image = None;
+                }
             }
             StepName::Erase => self.record.host.status.image = None,
             StepName::Inspect
@@ -472,6 +485,7 @@ impl Change {
             deployment.booting_at = Some(now);
         }
         self.event("request", "retry");
+        crash::point(Work::Retry, Moment::Before);
     }
 }
 

@@ -12,6 +12,7 @@ use super::change::Change;
 use super::execute::{self, BmcClient, World};
 use super::plan::{Action, Decision, plan};
 use crate::clock;
+use crate::crash::{self, Moment, Work};
 use crate::store::Stored;
 
 /// Turns without a wait after which a pause is made: a plan that goes in circles must not take
@@ -85,6 +86,7 @@ async fn keep_driving(world: Arc<World>, name: String, stop: CancellationToken) 
         };
         tracing::error!(host = %name, %panic, "driving the host broke off; beginning again");
         tokio::select! {
+            biased;
             () = tokio::time::sleep(STORE_PAUSE) => {}
             () = stop.cancelled() => return,
         }
@@ -110,6 +112,7 @@ impl HostTask {
         while let Some(live) = self.world.hosts.live(&self.name) {
             let turn = tokio::select! {
                 // An action is not cut off at a stop unless it takes long: it can be done again.
+                biased;
                 turn = self.turn() => turn,
                 () = after(&stop, PAUSE) => return,
             };
@@ -131,6 +134,7 @@ impl HostTask {
             };
             turns = 0;
             tokio::select! {
+                biased;
                 () = live.wake.notified() => {}
                 () = tokio::time::sleep(pause) => {}
                 () = stop.cancelled() => return,
@@ -153,7 +157,10 @@ impl HostTask {
             Err(problem) => return Err(problem),
         };
         match next {
-            Next::Turn(turn) => Ok(turn),
+            Next::Turn(turn, done) => {
+                mark(done, Moment::After);
+                Ok(turn)
+            }
             Next::Outside(action) => self.act(&stored, action).await,
         }
     }
@@ -172,8 +179,20 @@ impl HostTask {
 
 /// What follows a decision.
 enum Next {
-    Turn(Turn),
+    Turn(Turn, Option<Work>),
     Outside(Action),
+}
+
+/// Something is changed, and about to be stored.
+fn again(done: Option<Work>) -> Next {
+    mark(done, Moment::Before);
+    Next::Turn(Turn::Again, done)
+}
+
+fn mark(done: Option<Work>, moment: Moment) {
+    if let Some(work) = done {
+        crash::point(work, moment);
+    }
 }
 
 /// Decides on the record of this very transaction, and changes it where that is all there is to do.
@@ -189,17 +208,19 @@ fn decide(change: &mut Change, world: &World) -> Next {
             if status.waiting_for.as_ref() != Some(&reason) {
                 status.waiting_for = Some(reason);
             }
-            Next::Turn(Turn::Wait(until))
+            Next::Turn(Turn::Wait(until), None)
         }
         Decision::Go(state) => {
             change.enter(state);
-            Next::Turn(Turn::Again)
+            again(Work::entering(state))
         }
         Decision::Fail(problem) => {
             change.fail(problem, &world.limits);
-            Next::Turn(Turn::Again)
+            again(Some(Work::Fail))
         }
-        Decision::Do(action) if execute::in_place(change, action, world) => Next::Turn(Turn::Again),
+        Decision::Do(action) if execute::in_place(change, action, world) => {
+            again(Some(action.into()))
+        }
         Decision::Do(action) => Next::Outside(action),
     }
 }

@@ -14,6 +14,7 @@ use super::plan::Action;
 use super::record::{BootPhase, Limits};
 use crate::bmc::{Bmc, BmcError, BootDevice, PowerAction};
 use crate::clock;
+use crate::crash::{self, Moment};
 use crate::hosts::Hosts;
 use crate::store::Stored;
 use crate::token;
@@ -120,16 +121,20 @@ pub(crate) async fn outside(
     action: Action,
 ) -> Result<(), Problem> {
     let name = &stored.record.host.name;
+    crash::point(action.into(), Moment::Before);
     if action == Action::Remove {
-        return world.hosts.remove(name).await;
+        world.hosts.remove(name).await?;
+        crash::point(action.into(), Moment::After);
+        return Ok(());
     }
     let asked = clock::now();
     let effect = match bmc.get(world, stored) {
         Ok(client) => act(client, world, stored, action).await,
         Err(problem) => Err(problem),
     };
+    crash::point(action.into(), Moment::Acted);
     let limits = &world.limits;
-    world
+    let noted = world
         .hosts
         .update(name, |change| {
             match effect {
@@ -138,8 +143,9 @@ pub(crate) async fn outside(
             }
             Ok(())
         })
-        .await
-        .map(|_| ())
+        .await;
+    crash::point(action.into(), Moment::After);
+    noted.map(|_| ())
 }
 
 /// What a BMC told.

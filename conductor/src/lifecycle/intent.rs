@@ -7,6 +7,8 @@ use jiff::Timestamp;
 
 use super::change::Change;
 use super::record::{Deletion, Kept, Record, Runtime, merge_secrets};
+use crate::crash::{self, Moment, Work};
+use crate::guard::{self, Guard};
 
 /// A new host.
 pub(crate) fn enrol(add: AddHost, uid: String, now: Timestamp) -> Result<Change, Problem> {
@@ -90,6 +92,7 @@ impl Change {
         self.set_spec(spec);
         self.record.run.request += 1;
         self.event("request", "provision");
+        crash::point(Work::Provision, Moment::Before);
         Ok(())
     }
 
@@ -100,13 +103,16 @@ impl Change {
         if spec.image.take().is_none() {
             return Ok(());
         }
-        self.kept.host = HostSecrets {
-            bmc_password: self.kept.host.bmc_password.take(),
-            ..HostSecrets::default()
-        };
+        if guard::stands(Guard::SecretsGoWithTheImage) {
+            self.kept.host = HostSecrets {
+                bmc_password: self.kept.host.bmc_password.take(),
+                ..HostSecrets::default()
+            };
+        }
         self.set_spec(spec);
         self.record.run.request += 1;
         self.event("request", "deprovision");
+        crash::point(Work::Deprovision, Moment::Before);
         Ok(())
     }
 
@@ -132,6 +138,7 @@ impl Change {
         check_spec(&spec)?;
         self.set_spec(spec);
         self.event("request", "changed");
+        crash::point(Work::Update, Moment::Before);
         Ok(())
     }
 
@@ -142,6 +149,7 @@ impl Change {
             self.event("request", "delete");
         }
         self.clear_error();
+        crash::point(Work::Delete, Moment::Before);
     }
 
     fn refuse_while_deleting(&self) -> Result<(), Problem> {

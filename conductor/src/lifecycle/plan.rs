@@ -11,6 +11,7 @@ use jiff::Timestamp;
 
 use super::record::{BootPhase, Deployment, Observed, RamdiskBoot, Record, Session};
 use super::{Kind, Place, StepName, StepRun, StepState, Workflow};
+use crate::guard::{self, Guard};
 
 /// How often power is read while it is expected to change.
 const POWER_POLL: Duration = Duration::from_secs(2);
@@ -146,7 +147,8 @@ impl View<'_> {
             return Agent::Absent;
         };
         let silent_at = self.agent_heard(session) + self.seen.limits.agent_silence;
-        if silent_at > self.now && !self.lost_power(session) {
+        let in_touch = silent_at > self.now && !self.lost_power(session);
+        if in_touch && guard::stands(Guard::AgentInTouchIsKept) {
             Agent::InTouch { silent_at }
         } else {
             Agent::Silent
@@ -284,10 +286,10 @@ impl View<'_> {
         if self.record.run.power_at.is_none() {
             return Decision::Do(Action::Remove);
         }
-        if !deletion.powered_off {
+        if !guard::holds(Guard::OffBeforeForgotten, deletion.powered_off) {
             return Decision::Do(Action::PowerOff);
         }
-        if !deletion.released {
+        if !guard::holds(Guard::ReleasedBeforeForgotten, deletion.released) {
             return Decision::Do(Action::ReleaseBoot);
         }
         Decision::Do(Action::Remove)
@@ -303,6 +305,9 @@ impl View<'_> {
         let Agent::InTouch { silent_at } = self.agent() else {
             return None;
         };
+        if !guard::stands(Guard::StoppedBeforeAnotherBegins) {
+            return None;
+        }
         let flow = self.record.run.workflow.as_ref()?;
         let (_, step) = flow.outstanding()?;
         if flow.cancelling {
@@ -451,7 +456,7 @@ impl View<'_> {
 
     /// One firmware boot into the ramdisk, phase by phase.
     fn boot(&self) -> Decision {
-        if !self.record.run.registered {
+        if !guard::holds(Guard::IdentifiedBeforeSwitched, self.record.run.registered) {
             return Decision::Do(Action::Identify);
         }
         let fresh = |boot: &&RamdiskBoot| !boot.used && !self.too_old(boot);
@@ -475,7 +480,8 @@ impl View<'_> {
     }
 
     fn switch_on(&self, boot: &RamdiskBoot) -> Decision {
-        let fresh = self.record.run.power_at.filter(|at| *at >= boot.armed_at);
+        let is_fresh = |at: &Timestamp| guard::holds(Guard::PowerReadFresh, *at >= boot.armed_at);
+        let fresh = self.record.run.power_at.filter(is_fresh);
         match (fresh, self.record.power()) {
             (None, _) | (Some(_), None) => Decision::Do(Action::ReadPower),
             (Some(_), Some(Power::Off)) => Decision::Do(Action::PowerOn),

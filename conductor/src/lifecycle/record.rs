@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Kind, StepName, Workflow};
+use crate::guard::{self, Guard};
 
 /// A host as stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -267,18 +268,18 @@ impl Record {
             Kind::Deploy => self.deployed_as_wanted(),
             Kind::Inspect | Kind::Clean => true,
         };
-        let withheld = flow.cancelling || !wanted || self.run.deletion.is_some();
-        flow.to_hand_out().filter(|_| !withheld)
+        let wanted = guard::holds(Guard::WishStillCurrent, wanted && !flow.cancelling);
+        let stays = guard::holds(Guard::NoOrderWhileDeleting, self.run.deletion.is_none());
+        flow.to_hand_out().filter(|_| wanted && stays)
     }
 
     /// Whether what is on the host is what is wanted.
     pub(crate) fn deployed_as_wanted(&self) -> bool {
         self.host.spec.image.is_some()
-            && self
-                .run
-                .deployment
-                .as_ref()
-                .is_some_and(|deployment| deployment.request == self.run.request)
+            && self.run.deployment.as_ref().is_some_and(|deployment| {
+                let same = deployment.request == self.run.request;
+                guard::holds(Guard::DeploymentAnswersRequest, same)
+            })
     }
 }
 

@@ -7,6 +7,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::guard::{self, Guard};
+
 /// What a workflow is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -98,12 +100,13 @@ impl StepName {
 
     /// Where to go on from when this step was cut off or failed. A config drive is made in a
     /// partition table that `write-image` wrote last: after a cut nothing is known of either.
-    const fn redo(self) -> Self {
+    fn redo(self) -> Self {
         match self {
-            Self::WriteConfigDrive => Self::WriteImage,
+            Self::WriteConfigDrive if guard::stands(Guard::ImageRedoneAfterCut) => Self::WriteImage,
             Self::Inspect
             | Self::Erase
             | Self::WriteImage
+            | Self::WriteConfigDrive
             | Self::SetBootEntry
             | Self::ReleaseBoot
             | Self::Boot
@@ -199,6 +202,9 @@ impl Workflow {
         let step = self.current()?;
         match step.state {
             StepState::Ordered { order, .. } => Some((order, step.name)),
+            StepState::Accepted { order, .. } if !guard::stands(Guard::AcceptedIsNotHandedOut) => {
+                Some((order, step.name))
+            }
             StepState::Pending | StepState::Accepted { .. } | StepState::Done { .. } => None,
         }
     }

@@ -1,0 +1,250 @@
+//! Named points at which a test kills the conductor.
+//!
+//! In a debug build `FERRITE_CRASH_AT=NAME[:NTH]` ends the process there as SIGKILL does; in the
+//! simulation nothing that follows the point gets out any more. A release build has no points.
+
+use ferrite_proto::agent_api::Report;
+use ferrite_proto::host::HostState;
+use ferrite_proto::step::Outcome;
+
+use crate::lifecycle::plan::Action;
+use crate::lifecycle::{Kind, StepName};
+
+/// How far a piece of work is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// Decided; neither done nor stored.
+    Before,
+    /// Done outside; not stored.
+    Acted,
+    /// Stored.
+    After,
+}
+
+macro_rules! works {
+    ($($name:ident = $text:literal [$($moment:ident),*],)*) => {
+        /// The pieces of work of every workflow.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Work {
+            $(#[doc = $text] $name,)*
+        }
+
+        impl Work {
+            #[cfg(any(test, debug_assertions))]
+            const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+
+        /// Every point.
+        #[cfg(test)]
+        pub(crate) const POINTS: &[(Work, Moment)] = &[$($((Work::$name, Moment::$moment),)*)*];
+    };
+}
+
+works! {
+    Identify = "identify" [Before, Acted, After],
+    ReadPower = "read-power" [Before, Acted, After],
+    InsertMedia = "insert-media" [Before, Acted, After],
+    SetBootOnce = "set-boot-once" [Before, Acted, After],
+    PowerOn = "power-on" [Before, Acted, After],
+    ForceRestart = "force-restart" [Before, Acted, After],
+    PowerOff = "power-off" [Before, Acted, After],
+    ReleaseBoot = "release-boot" [Before, Acted, After],
+    Remove = "remove" [Before, After],
+    Arm = "arm" [Before, After],
+    OpenDeployment = "open-deployment" [Before, After],
+    BeginInspect = "begin-inspect" [Before, After],
+    BeginClean = "begin-clean" [Before, After],
+    BeginDeploy = "begin-deploy" [Before, After],
+    OrderInspect = "order-inspect" [Before, After],
+    OrderErase = "order-erase" [Before, After],
+    OrderWriteImage = "order-write-image" [Before, After],
+    OrderWriteConfigDrive = "order-write-config-drive" [Before, After],
+    OrderSetBootEntry = "order-set-boot-entry" [Before, After],
+    OrderBoot = "order-boot" [Before, After],
+    Cancel = "cancel" [Before, After],
+    ForgetAgent = "forget-agent" [Before, After],
+    OsIsUp = "os-is-up" [Before, After],
+    EnterInspecting = "enter-inspecting" [Before, After],
+    EnterPreparing = "enter-preparing" [Before, After],
+    EnterAvailable = "enter-available" [Before, After],
+    EnterProvisioning = "enter-provisioning" [Before, After],
+    EnterProvisioned = "enter-provisioned" [Before, After],
+    EnterDeprovisioning = "enter-deprovisioning" [Before, After],
+    EnterDeleting = "enter-deleting" [Before, After],
+    Fail = "fail" [Before, After],
+    Hello = "hello" [Before, After],
+    Accepted = "accepted" [Before, After],
+    Inspected = "inspected" [Before, After],
+    Erased = "erased" [Before, After],
+    ImageWritten = "image-written" [Before, After],
+    ConfigDriveWritten = "config-drive-written" [Before, After],
+    BootEntrySet = "boot-entry-set" [Before, After],
+    Booting = "booting" [Before, After],
+    StepFailed = "step-failed" [Before, After],
+    Enroll = "enroll" [Before, After],
+    CheckIn = "check-in" [Before, After],
+    Add = "add" [Before, After],
+    Provision = "provision" [Before, After],
+    Deprovision = "deprovision" [Before, After],
+    Update = "update" [Before, After],
+    Retry = "retry" [Before, After],
+    Delete = "delete" [Before, After],
+}
+
+impl From<Action> for Work {
+    fn from(action: Action) -> Self {
+        match action {
+            Action::Identify => Self::Identify,
+            Action::ReadPower => Self::ReadPower,
+            Action::Arm => Self::Arm,
+            Action::InsertMedia => Self::InsertMedia,
+            Action::SetBootOnce => Self::SetBootOnce,
+            Action::PowerOn => Self::PowerOn,
+            Action::ForceRestart => Self::ForceRestart,
+            Action::PowerOff => Self::PowerOff,
+            Action::ReleaseBoot | Action::Order(StepName::ReleaseBoot) => Self::ReleaseBoot,
+            Action::OpenDeployment => Self::OpenDeployment,
+            Action::BeginSteps(Kind::Inspect) => Self::BeginInspect,
+            Action::BeginSteps(Kind::Clean) => Self::BeginClean,
+            Action::BeginSteps(Kind::Deploy) => Self::BeginDeploy,
+            Action::Order(StepName::Inspect) => Self::OrderInspect,
+            Action::Order(StepName::Erase) => Self::OrderErase,
+            Action::Order(StepName::WriteImage) => Self::OrderWriteImage,
+            Action::Order(StepName::WriteConfigDrive) => Self::OrderWriteConfigDrive,
+            Action::Order(StepName::SetBootEntry) => Self::OrderSetBootEntry,
+            Action::Order(StepName::Boot) => Self::OrderBoot,
+            Action::Cancel => Self::Cancel,
+            Action::ForgetAgent => Self::ForgetAgent,
+            Action::OsIsUp | Action::Order(StepName::AwaitOs) => Self::OsIsUp,
+            Action::Remove => Self::Remove,
+        }
+    }
+}
+
+impl Work {
+    /// Entering a state; none for the state that a host begins in.
+    pub(crate) const fn entering(state: HostState) -> Option<Self> {
+        match state {
+            HostState::Registering | HostState::ExternallyProvisioned => None,
+            HostState::Inspecting => Some(Self::EnterInspecting),
+            HostState::Preparing => Some(Self::EnterPreparing),
+            HostState::Available => Some(Self::EnterAvailable),
+            HostState::Provisioning => Some(Self::EnterProvisioning),
+            HostState::Provisioned => Some(Self::EnterProvisioned),
+            HostState::Deprovisioning => Some(Self::EnterDeprovisioning),
+            HostState::Deleting => Some(Self::EnterDeleting),
+        }
+    }
+
+    /// Taking a report; none for those that end nothing.
+    pub(crate) const fn taking(report: &Report) -> Option<Self> {
+        match report {
+            Report::Accepted { .. } => Some(Self::Accepted),
+            Report::Done { outcome, .. } => match outcome {
+                Outcome::Inspected { .. } => Some(Self::Inspected),
+                Outcome::Erased { .. } => Some(Self::Erased),
+                Outcome::ImageWritten(_) => Some(Self::ImageWritten),
+                Outcome::ConfigDriveWritten { .. } => Some(Self::ConfigDriveWritten),
+                Outcome::BootEntrySet { .. } => Some(Self::BootEntrySet),
+                Outcome::Booting { .. } => Some(Self::Booting),
+                Outcome::PoweringOff | Outcome::Unknown => None,
+            },
+            Report::Failed { .. } => Some(Self::StepFailed),
+            Report::Progress { .. } | Report::Log { .. } | Report::Unknown => None,
+        }
+    }
+}
+
+/// A point that the conductor may be killed at.
+#[cfg(not(any(test, debug_assertions)))]
+#[inline]
+pub(crate) fn point(_: Work, _: Moment) {}
+
+#[cfg(any(test, debug_assertions))]
+pub(crate) use armed::point;
+
+#[cfg(any(test, debug_assertions))]
+fn name(work: Work, moment: Moment) -> String {
+    let moment = match moment {
+        Moment::Before => "before",
+        Moment::Acted => "acted",
+        Moment::After => "after",
+    };
+    format!("{}.{moment}", work.as_str())
+}
+
+/// A debug build is killed where the environment says.
+#[cfg(all(debug_assertions, not(test)))]
+mod armed {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use nix::sys::signal::{Signal, raise};
+
+    use super::{Moment, Work, name};
+
+    static ARMED: OnceLock<Option<(String, AtomicU32)>> = OnceLock::new();
+
+    /// A point that the conductor may be killed at.
+    pub(crate) fn point(work: Work, moment: Moment) {
+        let armed = ARMED.get_or_init(|| {
+            let wanted = std::env::var("FERRITE_CRASH_AT").ok()?;
+            let (name, nth) = wanted.split_once(':').unwrap_or((&wanted, "1"));
+            Some((name.to_owned(), AtomicU32::new(nth.parse().unwrap_or(1))))
+        });
+        let Some((wanted, left)) = armed else { return };
+        if *wanted == name(work, moment) && left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            tracing::warn!(point = wanted, "killed, as the environment says");
+            let killed = raise(Signal::SIGKILL);
+            tracing::error!(?killed, "still alive");
+        }
+    }
+}
+
+/// A test learns of each point that its thread passes.
+#[cfg(test)]
+pub(crate) mod armed {
+    use std::cell::RefCell;
+
+    use super::{Moment, Work};
+
+    type Watcher = Box<dyn FnMut(Work, Moment)>;
+
+    thread_local! {
+        static WATCHER: RefCell<Option<Watcher>> = const { RefCell::new(None) };
+    }
+
+    /// A point that the conductor may be killed at.
+    pub(crate) fn point(work: Work, moment: Moment) {
+        WATCHER.with_borrow_mut(|watcher| {
+            if let Some(watcher) = watcher {
+                watcher(work, moment);
+            }
+        });
+    }
+
+    /// Has this thread's points watched, or no longer.
+    #[expect(dead_code, reason = "the simulation uses it")]
+    pub(crate) fn watch(watcher: Option<Watcher>) {
+        WATCHER.set(watcher);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn each_point_has_a_name_of_its_own() {
+        let names: BTreeSet<_> = POINTS
+            .iter()
+            .map(|(work, moment)| name(*work, *moment))
+            .collect();
+        assert_eq!(names.len(), POINTS.len());
+        assert!(names.len() >= 60, "{}", names.len());
+    }
+}
