@@ -11,6 +11,7 @@ use ferrite_proto::problem::{Code, Problem};
 use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 
+use crate::access::caller::Visible;
 use crate::boots::Boots;
 use crate::clock;
 use crate::lifecycle::change::Change;
@@ -91,10 +92,13 @@ impl Hosts {
         lock(&self.live).get(name).cloned()
     }
 
-    /// Every host as people see it.
-    pub(crate) async fn list(&self) -> Result<Vec<Host>, Problem> {
+    /// Every host as people see it, as far as the caller may.
+    pub(crate) async fn list(&self, visible: &Visible) -> Result<Vec<Host>, Problem> {
         let all = self.store.list().await.map_err(|e| problem_of(&e))?;
-        let shown = all.into_iter().map(|stored| self.shown(stored.record));
+        let shown = all
+            .into_iter()
+            .filter(|_| visible.sees(crate::access::door::DEFAULT_PROJECT))
+            .map(|stored| self.shown(stored.record));
         Ok(shown.collect())
     }
 
@@ -278,7 +282,8 @@ fn log_events(host: &str, events: &[HostEvent]) {
     }
 }
 
-fn unknown(name: &str) -> Problem {
+/// That there is no such host.
+pub(crate) fn unknown(name: &str) -> Problem {
     problem_of(&StoreError::NotFound(name.to_owned()))
 }
 

@@ -1,6 +1,7 @@
 //! `ferrite`: the service and the command line for people. Here is only the way from an argument
 //! to the function that does it.
 
+mod access;
 mod api;
 mod bmc;
 mod boots;

@@ -117,6 +117,8 @@ codes! {
     RequestInvalid = "request-invalid", Operator;
     /// No or a wrong token.
     Unauthorized = "unauthorized", Operator;
+    /// It is known who calls, and they may not.
+    Forbidden = "forbidden", Operator;
     /// The request does not fit the host's present state or version.
     Conflict = "conflict", Operator;
     /// Something that should not happen.

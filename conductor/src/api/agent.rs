@@ -9,7 +9,8 @@ use ferrite_proto::agent_api::{Hello, HelloReply, Identity, Poll, PollReply, Rep
 use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::secret::Secret;
 
-use super::{AgentOf, Answer, ApiError, App, Body};
+use super::{Answer, ApiError, App, Body};
+use crate::access::caller::AgentOf;
 use crate::crash::{self, Moment, Work};
 use crate::guard::{self, Guard};
 use crate::hosts::Credential;

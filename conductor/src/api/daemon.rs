@@ -9,7 +9,8 @@ use ferrite_proto::host::HostState;
 use ferrite_proto::problem::Problem;
 
 use super::agent::{fits, refused, shown};
-use super::{Answer, App, Body, DaemonOf};
+use super::{Answer, App, Body};
+use crate::access::caller::DaemonOf;
 use crate::crash::{self, Moment, Work};
 use crate::guard::{self, Guard};
 use crate::hosts::Credential;

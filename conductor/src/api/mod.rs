@@ -1,5 +1,5 @@
-//! The HTTPS API: for people, for agents, for daemons. Everything that is not expressly open needs
-//! a token, and each kind of token opens its own calls only.
+//! The HTTPS API: for people, for agents, for daemons. Who may call what is decided in front of all
+//! of it, by [`crate::access`].
 
 pub(crate) mod agent;
 pub(crate) mod daemon;
@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -23,11 +23,11 @@ use ferrite_proto::api::ErrorBody;
 use ferrite_proto::problem::{Code, Problem};
 use serde::de::DeserializeOwned;
 
+use crate::access::door;
 use crate::boots::Boots;
-use crate::hosts::{Credential, Hosts};
+use crate::hosts::Hosts;
 use crate::lifecycle::driver::Driver;
 use crate::lifecycle::execute::World;
-use crate::token;
 
 /// Bytes of a request's body.
 const BODY: usize = 1 << 20;
@@ -75,11 +75,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/hosts/{name}/retry", post(operator::retry))
         .route("/v1/hosts/{name}/explain", get(operator::explain))
         .route("/v1/hosts/{name}/events", get(operator::events))
-        .route("/v1/version", get(operator::version))
-        .route_layer(middleware::from_fn_with_state(
-            Arc::clone(&app),
-            operators_only,
-        ));
+        .route("/v1/version", get(operator::version));
     let poll = Router::new()
         .route(agent_api::POLL, post(agent::poll))
         .layer(DefaultBodyLimit::max(POLL_BODY));
@@ -95,7 +91,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .merge(strangers)
         .merge(poll)
         .fallback(nothing_here)
-        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&app),
+            door::guard,
+        ))
         .with_state(app)
 }
 
@@ -108,69 +107,6 @@ async fn in_good_time(request: Request, next: Next) -> Response {
     })
 }
 
-async fn operators_only(
-    State(app): State<Arc<App>>,
-    request: Request,
-    next: Next,
-) -> Result<Response, ApiError> {
-    let presented = bearer(request.headers())?;
-    if token::is(presented, &app.admin_sha256) {
-        Ok(next.run(request).await)
-    } else {
-        Err(unauthorized("the token is not the operators'"))
-    }
-}
-
-/// The token of a call.
-fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
-    let value = headers.get(header::AUTHORIZATION);
-    value
-        .and_then(|value| value.to_str().ok())
-        .and_then(|text| text.strip_prefix("Bearer "))
-        .map(str::trim)
-        .filter(|text| !text.is_empty() && text.len() <= 256)
-        .ok_or_else(|| unauthorized("there is no `Authorization: Bearer` token"))
-}
-
-/// The host whose agent calls. Taken before the body: strangers' bodies are not read.
-#[derive(Debug)]
-pub(crate) struct AgentOf(pub(crate) String);
-
-impl FromRequestParts<Arc<App>> for AgentOf {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
-        caller(app, &parts.headers, Credential::AgentToken).map(Self)
-    }
-}
-
-/// The host whose daemon calls, likewise.
-#[derive(Debug)]
-pub(crate) struct DaemonOf(pub(crate) String);
-
-impl FromRequestParts<Arc<App>> for DaemonOf {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
-        caller(app, &parts.headers, Credential::DaemonKey).map(Self)
-    }
-}
-
-fn caller(app: &App, headers: &HeaderMap, kind: Credential) -> Result<String, ApiError> {
-    let digest = token::sha256(bearer(headers)?);
-    app.hosts
-        .find(kind, &digest)
-        .ok_or_else(|| unauthorized("the token is unknown or no longer valid"))
-}
-
-fn unauthorized(what: &str) -> ApiError {
-    ApiError(Problem::new(
-        Code::Unauthorized,
-        what,
-        "people find theirs in the conductor's state folder, in admin.token",
-    ))
-}
-
 async fn nothing_here() -> Response {
     ApiError(Problem::new(
         Code::RequestInvalid,
@@ -180,21 +116,13 @@ async fn nothing_here() -> Response {
     .with(StatusCode::NOT_FOUND)
 }
 
-async fn wrong_method() -> Response {
-    ApiError(Problem::new(
-        Code::RequestInvalid,
-        "this call has another method",
-        "see the list of calls in proto/src/api.rs",
-    ))
-    .with(StatusCode::METHOD_NOT_ALLOWED)
-}
-
 /// An error as RFC 9457 wants it.
 #[derive(Debug)]
 pub(crate) struct ApiError(pub(crate) Problem);
 
 impl ApiError {
-    fn with(self, status: StatusCode) -> Response {
+    /// Answered with this status.
+    pub(crate) fn with(self, status: StatusCode) -> Response {
         let body = ErrorBody {
             status: status.as_u16(),
             code: self.0.code,
@@ -219,7 +147,7 @@ impl IntoResponse for ApiError {
             Code::HostExists | Code::Conflict => StatusCode::CONFLICT,
             Code::RequestInvalid => StatusCode::UNPROCESSABLE_ENTITY,
             Code::Unauthorized => StatusCode::UNAUTHORIZED,
-            Code::AgentTicketRefused => StatusCode::FORBIDDEN,
+            Code::AgentTicketRefused | Code::Forbidden => StatusCode::FORBIDDEN,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status.is_server_error() {

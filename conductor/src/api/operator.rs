@@ -15,6 +15,7 @@ use ferrite_proto::secret::Secret;
 use serde::Deserialize;
 
 use super::{Answer, ApiError, App, Body, Query};
+use crate::access::caller::Visible;
 use crate::clock;
 use crate::crash::{self, Moment, Work};
 use crate::lifecycle::{explain as words, intent};
@@ -40,8 +41,8 @@ pub(crate) struct Limit {
 }
 
 /// `GET /v1/hosts`
-pub(crate) async fn list(State(app): State<Arc<App>>) -> Answer<HostList> {
-    let hosts = app.hosts.list().await?;
+pub(crate) async fn list(State(app): State<Arc<App>>, visible: Visible) -> Answer<HostList> {
+    let hosts = app.hosts.list(&visible).await?;
     Ok(Json(HostList { hosts }))
 }
 

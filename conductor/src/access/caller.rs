@@ -1,0 +1,206 @@
+//! Who calls, and what that person may see and do. Pure: nothing is looked up here.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use ferrite_proto::problem::{Code, Problem};
+use serde::{Deserialize, Serialize};
+
+use crate::api::ApiError;
+
+/// What people may do. Each role may do what the one before it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Role {
+    /// Read everything that is not secret.
+    Viewer,
+    /// Change hosts and what they run.
+    Operator,
+    /// Say who else may do what.
+    Admin,
+}
+
+impl Role {
+    /// As it is written.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// A role, in one project or in all.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Grant {
+    /// What may be done.
+    pub(crate) role: Role,
+    /// Where; everywhere, and to what belongs to no project, without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) project: Option<String>,
+}
+
+impl Grant {
+    fn holds_in(&self, project: &str) -> bool {
+        self.project.as_deref().is_none_or(|own| own == project)
+    }
+}
+
+/// A person, or a tool of theirs, that has shown who it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Person {
+    /// The name: of a token, in a certificate, or of a user.
+    pub(crate) name: String,
+    /// What showed it: `token`, `certificate`, `oidc`.
+    pub(crate) via: &'static str,
+    /// What it may do.
+    pub(crate) grants: Vec<Grant>,
+}
+
+impl Person {
+    /// Whether it may do what needs `role` in a project.
+    pub(crate) fn may_in(&self, role: Role, project: &str) -> bool {
+        let grants = &self.grants;
+        grants.iter().any(|g| g.role >= role && g.holds_in(project))
+    }
+
+    /// Whether it may do what needs `role` and belongs to no project.
+    pub(crate) fn may_everywhere(&self, role: Role) -> bool {
+        let everywhere = |grant: &Grant| grant.project.is_none();
+        self.grants.iter().any(|g| g.role >= role && everywhere(g))
+    }
+
+    /// Whether there is any project in which it may do what needs `role`.
+    pub(crate) fn may_anywhere(&self, role: Role) -> bool {
+        self.grants.iter().any(|grant| grant.role >= role)
+    }
+
+    /// What it may read.
+    pub(crate) fn visible(&self) -> Visible {
+        if self.may_everywhere(Role::Viewer) {
+            return Visible(None);
+        }
+        let projects = self.grants.iter().filter_map(|g| g.project.clone());
+        Visible(Some(Arc::new(projects.collect())))
+    }
+}
+
+/// Who calls. The door puts it into every request that it lets through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// Nobody in particular: the call is open to anyone.
+    Anyone,
+    /// The agent in the ramdisk of this host.
+    Agent(String),
+    /// The daemon in the OS of this host.
+    Daemon(String),
+    /// A person.
+    Person(Arc<Person>),
+}
+
+/// The projects that a caller may read. Whoever lists things of projects needs one, and there is
+/// one only in a request that came through the door.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Visible(Option<Arc<BTreeSet<String>>>);
+
+impl Visible {
+    /// Whether something of this project may be shown.
+    pub(crate) fn sees(&self, project: &str) -> bool {
+        self.0
+            .as_ref()
+            .is_none_or(|projects| projects.contains(project))
+    }
+}
+
+fn unguarded() -> ApiError {
+    ApiError(Problem::new(
+        Code::Internal,
+        "a call came past the door",
+        "tell Ferrite's authors",
+    ))
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        parts.extensions.get().cloned().ok_or_else(unguarded)
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Visible {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        match parts.extensions.get() {
+            Some(Caller::Person(person)) => Ok(person.visible()),
+            _ => Err(unguarded()),
+        }
+    }
+}
+
+/// The host whose agent calls.
+#[derive(Debug)]
+pub(crate) struct AgentOf(pub(crate) String);
+
+impl<S: Sync> FromRequestParts<S> for AgentOf {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        match parts.extensions.get() {
+            Some(Caller::Agent(host)) => Ok(Self(host.clone())),
+            _ => Err(unguarded()),
+        }
+    }
+}
+
+/// The host whose daemon calls.
+#[derive(Debug)]
+pub(crate) struct DaemonOf(pub(crate) String);
+
+impl<S: Sync> FromRequestParts<S> for DaemonOf {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        match parts.extensions.get() {
+            Some(Caller::Daemon(host)) => Ok(Self(host.clone())),
+            _ => Err(unguarded()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn person(grants: &[(Role, Option<&str>)]) -> Person {
+        let grant = |(role, project): &(Role, Option<&str>)| Grant {
+            role: *role,
+            project: project.map(str::to_owned),
+        };
+        Person {
+            name: "p".into(),
+            via: "token",
+            grants: grants.iter().map(grant).collect(),
+        }
+    }
+
+    #[test]
+    fn a_role_holds_in_its_project_and_no_other() {
+        let one = person(&[(Role::Operator, Some("red")), (Role::Viewer, Some("blue"))]);
+        assert!(one.may_in(Role::Viewer, "red") && one.may_in(Role::Operator, "red"));
+        assert!(!one.may_in(Role::Admin, "red"));
+        assert!(one.may_in(Role::Viewer, "blue") && !one.may_in(Role::Operator, "blue"));
+        assert!(!one.may_in(Role::Viewer, "green") && !one.may_everywhere(Role::Viewer));
+        assert!(one.may_anywhere(Role::Operator) && !one.may_anywhere(Role::Admin));
+        let sees = one.visible();
+        assert!(sees.sees("red") && sees.sees("blue") && !sees.sees("green"));
+        let all = person(&[(Role::Viewer, None)]);
+        assert!(all.may_in(Role::Viewer, "green") && all.visible().sees("green"));
+        assert!(!person(&[]).visible().sees("default"));
+    }
+}

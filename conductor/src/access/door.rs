@@ -1,0 +1,248 @@
+//! The choke point: a middleware around every route. What it refuses no handler ever sees.
+//!
+//! Not here: what each call needs, which is [`super::table`], and who somebody is.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::RequestExt;
+use axum::body::{Body, to_bytes};
+use axum::extract::{ConnectInfo, MatchedPath, RawPathParams, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use ferrite_proto::problem::{Code, Problem};
+use serde::Deserialize;
+
+use super::caller::{Caller, Person, Role};
+use super::table::{self, Scope, TABLE, Verdict, Who};
+use crate::api::{ApiError, App};
+use crate::hosts::Credential;
+use crate::token;
+
+/// Bytes of a body that is looked into for its project.
+const BODY: usize = 1 << 20;
+/// Project of what names none.
+pub(crate) const DEFAULT_PROJECT: &str = "default";
+
+/// Lets a request through with its [`Caller`], or answers it.
+pub(crate) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    // What no route matches is for the fallback, which says just that.
+    let Some(path) = request.extensions().get::<MatchedPath>().cloned() else {
+        return next.run(request).await;
+    };
+    let path = path.as_str();
+    let who = match table::look_up(TABLE, request.method().as_str(), path) {
+        Verdict::Open(who) => who,
+        Verdict::OtherMethods => return wrong_method(path),
+        Verdict::Nothing => {
+            let method = request.method();
+            return ApiError(forbidden(&format!(
+                "{method} {path} has no line in access::table::TABLE: nobody may call it"
+            )))
+            .into_response();
+        }
+    };
+    let from = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    let from = from.map_or_else(String::new, |ConnectInfo(peer)| peer.ip().to_string());
+    match admit(&app, who, request).await {
+        Ok(request) => next.run(request).await,
+        Err(problem) => refuse(path, &from, problem),
+    }
+}
+
+fn refuse(path: &str, from: &str, problem: Problem) -> Response {
+    tracing::debug!(path, from, %problem, "a call was refused");
+    let unauthorized = problem.code == Code::Unauthorized;
+    let mut response = ApiError(problem).into_response();
+    if unauthorized {
+        let headers = response.headers_mut();
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+/// Finds out who calls, and whether they may.
+async fn admit(app: &App, who: Who, mut request: Request) -> Result<Request, Problem> {
+    let caller = match who {
+        Who::Anyone => Caller::Anyone,
+        Who::Agent => Caller::Agent(host_of(app, request.headers(), Credential::AgentToken)?),
+        Who::Daemon => Caller::Daemon(host_of(app, request.headers(), Credential::DaemonKey)?),
+        Who::Person(role, scope) => {
+            let person = Arc::new(person(app, request.headers())?);
+            request = check(app, &person, role, scope, request).await?;
+            Caller::Person(person)
+        }
+    };
+    request.extensions_mut().insert(caller);
+    Ok(request)
+}
+
+async fn check(
+    app: &App,
+    person: &Person,
+    role: Role,
+    scope: Scope,
+    mut request: Request,
+) -> Result<Request, Problem> {
+    let fits = match scope {
+        Scope::Any => person.may_anywhere(role),
+        Scope::Global => person.may_everywhere(role),
+        Scope::Host | Scope::HostAndBody => {
+            let known = host_project(app, &mut request).await?;
+            match known {
+                Some((name, project)) if !person.may_in(Role::Viewer, &project) => {
+                    return Err(not_there(&name));
+                }
+                Some((_, project)) => person.may_in(role, &project),
+                // The handler says that there is none; or makes it, where the body says.
+                None => person.may_anywhere(role),
+            }
+        }
+        Scope::Body => person.may_anywhere(role),
+    };
+    if !fits {
+        return Err(lacks(person, role));
+    }
+    let of_body = matches!(scope, Scope::Body | Scope::HostAndBody);
+    if of_body && !person.may_everywhere(role) {
+        return check_body(person, role, scope, request).await;
+    }
+    Ok(request)
+}
+
+/// As much of a body as says where the thing belongs. A name that is there twice is an error, so
+/// that no later reader sees another one.
+#[derive(Debug, Deserialize)]
+struct Named {
+    metadata: Option<Metadata>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Metadata {
+    #[serde(default, with = "double_option")]
+    project: Option<Option<String>>,
+}
+
+/// Tells `null`, which means the default, from nothing.
+mod double_option {
+    use serde::{Deserialize, Deserializer};
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Option<String>>, D::Error> {
+        Option::deserialize(from).map(Some)
+    }
+}
+
+async fn check_body(
+    person: &Person,
+    role: Role,
+    scope: Scope,
+    request: Request,
+) -> Result<Request, Problem> {
+    let invalid = |what: String| Problem::new(Code::RequestInvalid, what, "");
+    let (parts, body) = request.into_parts();
+    let bytes = to_bytes(body, BODY)
+        .await
+        .map_err(|error| invalid(format!("the body cannot be read: {error}")))?;
+    let named: Named = serde_json::from_slice(&bytes)
+        .map_err(|error| invalid(format!("the body cannot be used: {error}")))?;
+    let project = named.metadata.and_then(|metadata| metadata.project);
+    let project = match (project, scope) {
+        (Some(project), _) => project.unwrap_or_else(|| DEFAULT_PROJECT.to_owned()),
+        (None, Scope::HostAndBody) if parts.method != "PUT" => {
+            return Ok(Request::from_parts(parts, Body::from(bytes)));
+        }
+        (None, _) => DEFAULT_PROJECT.to_owned(),
+    };
+    if !person.may_in(role, &project) {
+        return Err(lacks(person, role));
+    }
+    Ok(Request::from_parts(parts, Body::from(bytes)))
+}
+
+/// Name and project of the host that the path names.
+async fn host_project(
+    app: &App,
+    request: &mut Request,
+) -> Result<Option<(String, String)>, Problem> {
+    let parameters: RawPathParams = request
+        .extract_parts()
+        .await
+        .map_err(|_| Problem::new(Code::RequestInvalid, "the path cannot be read", ""))?;
+    let name = parameters.iter().find(|(key, _)| *key == "name");
+    let Some((_, name)) = name else {
+        return Err(forbidden("the call names no host"));
+    };
+    let known = app.hosts.live(name).is_some();
+    Ok(known.then(|| (name.to_owned(), DEFAULT_PROJECT.to_owned())))
+}
+
+fn host_of(app: &App, headers: &HeaderMap, kind: Credential) -> Result<String, Problem> {
+    let digest = token::sha256(bearer(headers)?);
+    app.hosts
+        .find(kind, &digest)
+        .ok_or_else(|| unauthorized("the token is unknown or no longer valid"))
+}
+
+fn person(app: &App, headers: &HeaderMap) -> Result<Person, Problem> {
+    let presented = bearer(headers)?;
+    if !token::is(presented, &app.admin_sha256) {
+        return Err(unauthorized("the token is unknown, revoked or expired"));
+    }
+    let grants = vec![super::caller::Grant {
+        role: Role::Admin,
+        project: None,
+    }];
+    Ok(Person {
+        name: "admin".to_owned(),
+        via: "token",
+        grants,
+    })
+}
+
+/// The token of a call.
+fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
+    let value = headers.get(header::AUTHORIZATION);
+    value
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.strip_prefix("Bearer "))
+        .map(str::trim)
+        .filter(|text| !text.is_empty() && text.len() <= 256)
+        .ok_or_else(|| unauthorized("there is no `Authorization: Bearer` token"))
+}
+
+fn unauthorized(what: &str) -> Problem {
+    Problem::new(
+        Code::Unauthorized,
+        what,
+        "people find theirs in the conductor's state folder, in admin.token",
+    )
+}
+
+fn forbidden(what: &str) -> Problem {
+    Problem::new(Code::Forbidden, what, "ask an admin for a role that may")
+}
+
+fn lacks(person: &Person, role: Role) -> Problem {
+    let (name, role) = (&person.name, role.as_str());
+    forbidden(&format!("{name:?} needs the role {role} for this"))
+}
+
+fn not_there(name: &str) -> Problem {
+    crate::hosts::unknown(name)
+}
+
+fn wrong_method(path: &str) -> Response {
+    let problem = Problem::new(
+        Code::RequestInvalid,
+        "this call has another method",
+        format!("{path} has {}", table::methods(TABLE, path)),
+    );
+    let mut response = ApiError(problem).with(StatusCode::METHOD_NOT_ALLOWED);
+    if let Ok(allow) = HeaderValue::from_str(&table::methods(TABLE, path)) {
+        response.headers_mut().insert(header::ALLOW, allow);
+    }
+    response
+}

@@ -1,0 +1,130 @@
+//! The calls, and who may make each. A call without a line here is refused: whoever adds a route
+//! adds its line.
+
+use super::caller::Role;
+
+/// Whom a call is open to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// Everybody, before anything is known of them: what they send proves itself, or is public.
+    Anyone,
+    /// The agent of a host, for that host.
+    Agent,
+    /// The daemon of a host, for that host.
+    Daemon,
+    /// People with this role, there.
+    Person(Role, Scope),
+}
+
+/// Where the role is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// In the project of the host that the path names. A host that may not even be read is not
+    /// there: 404.
+    Host,
+    /// In the project that the body names.
+    Body,
+    /// In the project of the host that the path names, if it exists, and in the body's.
+    HostAndBody,
+    /// In any project: the answer shows what [`super::caller::Visible`] says, or nothing of one.
+    Any,
+    /// Everywhere.
+    #[expect(dead_code, reason = "the calls for tokens and roles need it")]
+    Global,
+}
+
+/// A call.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Line {
+    /// Its method.
+    pub(crate) method: &'static str,
+    /// Its path, with the parameters' names.
+    pub(crate) path: &'static str,
+    /// Who may make it.
+    pub(crate) who: Who,
+}
+
+const fn line(method: &'static str, path: &'static str, who: Who) -> Line {
+    Line { method, path, who }
+}
+
+const fn view(method: &'static str, path: &'static str, scope: Scope) -> Line {
+    line(method, path, Who::Person(Role::Viewer, scope))
+}
+
+const fn operate(method: &'static str, path: &'static str, scope: Scope) -> Line {
+    line(method, path, Who::Person(Role::Operator, scope))
+}
+
+/// Every call.
+#[rustfmt::skip]
+pub(crate) const TABLE: &[Line] = &[
+    line("POST", "/v1/agent/hello", Who::Anyone),
+    line("POST", "/v1/agent/poll", Who::Agent),
+    line("POST", "/v1/daemon/enroll", Who::Anyone),
+    line("POST", "/v1/daemon/check-in", Who::Daemon),
+
+    view("GET", "/v1/hosts", Scope::Any),
+    operate("POST", "/v1/hosts", Scope::Body),
+    view("GET", "/v1/hosts/{name}", Scope::Host),
+    operate("PATCH", "/v1/hosts/{name}", Scope::HostAndBody),
+    operate("DELETE", "/v1/hosts/{name}", Scope::Host),
+    operate("POST", "/v1/hosts/{name}/provision", Scope::Host),
+    operate("POST", "/v1/hosts/{name}/deprovision", Scope::Host),
+    operate("POST", "/v1/hosts/{name}/retry", Scope::Host),
+    view("GET", "/v1/hosts/{name}/explain", Scope::Host),
+    view("GET", "/v1/hosts/{name}/events", Scope::Host),
+    view("GET", "/v1/version", Scope::Any),
+];
+
+/// What the table says of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The one line that speaks of it.
+    Open(Who),
+    /// The path has other methods.
+    OtherMethods,
+    /// Nothing.
+    Nothing,
+}
+
+/// Looks up a call. HEAD is asked for as GET.
+pub(crate) fn look_up(table: &[Line], method: &str, path: &str) -> Verdict {
+    let method = if method == "HEAD" { "GET" } else { method };
+    let mut of_path = table.iter().filter(|line| line.path == path).peekable();
+    if of_path.peek().is_none() {
+        return Verdict::Nothing;
+    }
+    of_path
+        .find(|line| line.method == method)
+        .map_or(Verdict::OtherMethods, |line| Verdict::Open(line.who))
+}
+
+/// The methods of a path, as the header `Allow` has them.
+pub(crate) fn methods(table: &[Line], path: &str) -> String {
+    let of_path = table.iter().filter(|line| line.path == path);
+    of_path
+        .map(|line| line.method)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_call_has_two_lines_and_what_has_none_is_closed() {
+        for (at, one) in TABLE.iter().enumerate() {
+            let twin = TABLE[..at]
+                .iter()
+                .any(|other| (other.method, other.path) == (one.method, one.path));
+            assert!(!twin, "{} {} is there twice", one.method, one.path);
+        }
+        assert_eq!(look_up(TABLE, "GET", "/v1/nothing"), Verdict::Nothing);
+        assert_eq!(look_up(TABLE, "PUT", "/v1/version"), Verdict::OtherMethods);
+        let read = Verdict::Open(Who::Person(Role::Viewer, Scope::Any));
+        assert_eq!(look_up(TABLE, "HEAD", "/v1/version"), read);
+        assert_eq!(methods(TABLE, "/v1/hosts"), "GET, POST");
+    }
+}
