@@ -20,6 +20,8 @@ pub(crate) struct Manifest {
     pub(crate) files: Files,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) iso_config: Option<Extent>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) rescue_iso_config: Option<Extent>,
     /// Drivers that ask for firmware which the build did not have, with the files' names.
     #[serde(default)]
     pub(crate) drivers_missing_firmware: Vec<MissingFirmware>,
@@ -38,6 +40,11 @@ pub(crate) struct Files {
     pub(crate) uki: Option<FileEntry>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) iso: Option<FileEntry>,
+    /// Follows the initramfs on hosts in rescue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) rescue: Option<FileEntry>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) rescue_iso: Option<FileEntry>,
 }
 
 /// One file, by its name relative to the manifest.
@@ -92,6 +99,11 @@ impl Manifest {
     pub(crate) fn set_iso(&mut self, iso: FileEntry, config: Extent) {
         self.files.iso = Some(iso);
         self.iso_config = Some(config);
+    }
+
+    pub(crate) fn set_rescue_iso(&mut self, iso: FileEntry, config: Extent) {
+        self.files.rescue_iso = Some(iso);
+        self.rescue_iso_config = Some(config);
     }
 
     pub(crate) fn set_missing_firmware(&mut self, missing: &BTreeMap<String, Vec<String>>) {

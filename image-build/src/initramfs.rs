@@ -23,6 +23,7 @@ pub(crate) enum Node {
     Directory,
     File { mode: u32, bytes: Vec<u8> },
     CharDevice { mode: u32, major: u32, minor: u32 },
+    Link { to: String },
 }
 
 /// A tree to pack; the map's order is the archive's order, parents before children.
@@ -44,6 +45,18 @@ impl Tree {
         self.add(name, Node::File { mode, bytes });
     }
 
+    /// Adds a node where there is none yet.
+    pub(crate) fn add_unless_there(&mut self, name: &str, node: Node) {
+        if !self.0.contains_key(name) {
+            self.add(name, node);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
     /// Writes the newc archive, trailer and padding included.
     pub(crate) fn pack(&self) -> Result<Vec<u8>> {
         let mut out = Vec::new();
@@ -61,6 +74,13 @@ pub(crate) fn pack(boot: &Tree, modules: &Tree) -> Result<Vec<u8>> {
     let mut out = zstd::bulk::compress(&boot.pack()?, ZSTD_LEVEL).context("compressing")?;
     pad(&mut out);
     out.extend(modules.pack()?);
+    Ok(out)
+}
+
+/// One more archive, compressed, to stand behind another.
+pub(crate) fn pack_one(tree: &Tree) -> Result<Vec<u8>> {
+    let mut out = compress_one(&tree.pack()?).context("compressing")?;
+    pad(&mut out);
     Ok(out)
 }
 
@@ -112,6 +132,13 @@ fn write_node(out: &mut Vec<u8>, name: &str, node: &Node, inode: u32) -> Result<
                 .rdev_minor(*minor)
                 .write(out, 0)
                 .finish()?;
+        }
+        Node::Link { to } => {
+            let size = u32::try_from(to.len()).context("larger than cpio can say")?;
+            let entry = entry.mode(0o777).set_mode_file_type(ModeFileType::Symlink);
+            let mut writer = entry.write(out, size);
+            writer.write_all(to.as_bytes())?;
+            writer.finish()?;
         }
         Node::File { mode, bytes } => {
             let size = u32::try_from(bytes.len()).context("larger than cpio can say")?;

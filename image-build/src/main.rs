@@ -19,6 +19,7 @@ mod modules;
 mod os;
 mod profile;
 mod ramdisk;
+mod rescue;
 mod uki;
 
 #[derive(Debug, Parser)]
@@ -61,6 +62,9 @@ struct RamdiskArgs {
     /// Directories with firmware in the layout of linux-firmware
     #[arg(long)]
     firmware: Vec<PathBuf>,
+    /// Leave out the rescue ramdisk (shell, SSH server, tools for disks)
+    #[arg(long)]
+    no_rescue: bool,
 }
 
 #[derive(Debug, Args)]
@@ -139,7 +143,7 @@ fn ramdisk(args: &RamdiskArgs) -> Result<serde_json::Value> {
     let (uki, iso) = (args.out.join("ramdisk.efi"), args.out.join("ramdisk.iso"));
     let image = build_uki(
         &args.out.join("vmlinuz"),
-        &args.out.join("initramfs.img"),
+        &[&args.out.join("initramfs.img")],
         profile::UKI_COMMAND_LINE,
         &manifest.kernel_release,
     )?;
@@ -148,6 +152,9 @@ fn ramdisk(args: &RamdiskArgs) -> Result<serde_json::Value> {
     let built = iso::build(&image)?;
     artifacts::write_whole(&iso, &built.bytes)?;
     manifest.set_iso(artifacts::describe(&iso)?, built.config);
+    if !args.no_rescue {
+        add_rescue(&args.out, &mut manifest)?;
+    }
     manifest.write(&args.out)?;
     let missing = &manifest.drivers_missing_firmware;
     let drivers: Vec<&str> = missing.iter().map(|one| one.driver.as_str()).collect();
@@ -162,20 +169,46 @@ fn ramdisk(args: &RamdiskArgs) -> Result<serde_json::Value> {
     serde_json::to_value(&manifest).context("summarising")
 }
 
-fn build_uki(kernel: &Path, initramfs: &Path, cmdline: &str, release: &str) -> Result<Vec<u8>> {
+/// The archive for the network, and an ISO that has it all.
+fn add_rescue(out: &Path, manifest: &mut artifacts::Manifest) -> Result<()> {
+    let (archive, iso) = (out.join("rescue.img"), out.join("rescue.iso"));
+    artifacts::write_whole(&archive, &rescue::build()?)?;
+    manifest.files.rescue = Some(artifacts::describe(&archive)?);
+    let image = build_uki(
+        &out.join("vmlinuz"),
+        &[&out.join("initramfs.img"), &archive],
+        profile::UKI_COMMAND_LINE,
+        &manifest.kernel_release,
+    )?;
+    let built = iso::build(&image)?;
+    artifacts::write_whole(&iso, &built.bytes)?;
+    manifest.set_rescue_iso(artifacts::describe(&iso)?, built.config);
+    Ok(())
+}
+
+fn build_uki(kernel: &Path, archives: &[&Path], cmdline: &str, release: &str) -> Result<Vec<u8>> {
     let read =
         |path: &Path| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
+    let archives: Vec<_> = archives
+        .iter()
+        .map(|path| read(path))
+        .collect::<Result<_>>()?;
     uki::build(&uki::Parts {
         stub: &uki::read_stub()?,
         kernel: &read(kernel)?,
-        initramfs: &read(initramfs)?,
+        initramfs: &archives.concat(),
         command_line: cmdline,
         kernel_release: release,
     })
 }
 
 fn uki_file(args: &UkiArgs) -> Result<serde_json::Value> {
-    let image = build_uki(&args.kernel, &args.initramfs, &args.cmdline, &args.release)?;
+    let image = build_uki(
+        &args.kernel,
+        &[&args.initramfs],
+        &args.cmdline,
+        &args.release,
+    )?;
     artifacts::write_whole(&args.out, &image)?;
     let entry = artifacts::describe(&args.out)?;
     tracing::info!(?entry, "UKI built");

@@ -184,6 +184,15 @@ pub(crate) fn modules() -> impl Iterator<Item = &'static str> {
         .copied()
 }
 
+/// What a person in rescue finds, by path on the machine that builds. Their libraries come along.
+pub(crate) const RESCUE_PROGRAMS: &[&str] = &[
+    "bin/busybox",
+    "usr/sbin/dropbear",
+    "usr/bin/dropbearkey",
+    "sbin/e2fsck",
+    "sbin/sgdisk",
+];
+
 /// The UKI's sealed command line: both consoles, and where the agent finds its parameters.
 pub(crate) const UKI_COMMAND_LINE: &str = "console=tty0 console=ttyS0,115200n8 ferrite.cfg=iso";
 

@@ -103,6 +103,10 @@ codes! {
     Inspect = "inspect", Retry;
     /// The agent does not know the step.
     StepUnknown = "step-unknown", Bug;
+    /// The ramdisk has nothing to log in with: it is not the one for rescue.
+    RescueAbsent = "rescue-absent", Operator;
+    /// The rescue could not be set up.
+    RescueFailed = "rescue-failed", Retry;
     /// The step was cut off by a restart or a power loss.
     StepInterrupted = "step-interrupted", Retry;
     /// The step was cancelled.

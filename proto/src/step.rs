@@ -46,6 +46,15 @@ pub enum Step {
         /// How.
         method: BootMethod,
     },
+    /// Let a person log in over SSH. Only the rescue ramdisk has what it takes; another refuses.
+    /// Idempotent.
+    Rescue {
+        /// Hash of root's password in the form of crypt(5), `$6$…`.
+        password_hash: Secret<String>,
+        /// Lines for root's `authorized_keys`.
+        #[serde(default)]
+        authorized_keys: Vec<String>,
+    },
     /// Switch the machine off. The agent reports before it goes.
     PowerOff,
 }
@@ -60,6 +69,7 @@ impl Step {
             Self::WriteConfigDrive { .. } => "write-config-drive",
             Self::SetBootEntry { .. } => "set-boot-entry",
             Self::Boot { .. } => "boot",
+            Self::Rescue { .. } => "rescue",
             Self::PowerOff => "power-off",
         }
     }
@@ -145,6 +155,13 @@ pub enum Outcome {
         method: BootMethod,
         /// Kernel that is started, or why it is a reboot.
         detail: String,
+    },
+    /// Of `rescue`: the SSH server listens.
+    RescueReady {
+        /// The machine's addresses.
+        addresses: Vec<String>,
+        /// Fingerprints of its SSH host keys, as `ssh` shows them.
+        host_keys: Vec<String>,
     },
     /// Of `power-off`: sent before the agent goes.
     PoweringOff,

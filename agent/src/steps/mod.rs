@@ -4,6 +4,7 @@ mod boot;
 pub(crate) mod erase;
 mod inspect;
 mod power_off;
+mod rescue;
 pub(crate) mod root_disk;
 mod set_boot_entry;
 mod write_config_drive;
@@ -44,6 +45,10 @@ pub(crate) fn run(step: &Step, context: &Context<'_>) -> Result<Outcome, Problem
             let disk = root_disk::find(context.root, root)?.name;
             Ok(boot::run(&disk, *method, context))
         }
+        Step::Rescue {
+            password_hash,
+            authorized_keys,
+        } => rescue::run(password_hash.expose(), authorized_keys, context),
         Step::PowerOff => Ok(power_off::run()),
     }
 }
