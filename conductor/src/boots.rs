@@ -16,7 +16,7 @@ use crate::clock;
 use crate::guard::{self, Guard};
 use crate::lifecycle::order::Reach;
 use crate::lifecycle::record::BootPhase;
-use crate::netboot::{BootAnswer, BootDirectory, NetbootEvent, Requester};
+use crate::netboot::{BootAnswer, BootDirectory, Flavour, NetbootEvent, Requester};
 use crate::store::Stored;
 use crate::token;
 
@@ -145,13 +145,13 @@ impl BootDirectory for Boots {
         };
         match &entry.ticket {
             Some((ticket, until)) if *until > clock::now() => {
-                BootAnswer::Ramdisk(self.parameters(ticket))
+                BootAnswer::Ramdisk(Flavour::Ordinary, self.parameters(ticket))
             }
             Some(_) | None => BootAnswer::OwnDisk,
         }
     }
 
-    fn iso(&self, token: &str) -> Option<BootParameters> {
+    fn iso(&self, token: &str) -> Option<(Flavour, BootParameters)> {
         let digest = token::sha256(token);
         let hosts = self.hosts();
         let entry = hosts.values().find(|entry| {
@@ -160,7 +160,8 @@ impl BootDirectory for Boots {
         })?;
         // The BMC may read on after the ticket was used; the words then open nothing any more.
         let ticket = entry.ticket.as_ref().map(|(ticket, _)| ticket.clone());
-        Some(self.parameters(&ticket.unwrap_or_else(|| Secret::new("x".repeat(43)))))
+        let ticket = ticket.unwrap_or_else(|| Secret::new("x".repeat(43)));
+        Some((Flavour::Ordinary, self.parameters(&ticket)))
     }
 
     fn note(&self, event: NetbootEvent) {

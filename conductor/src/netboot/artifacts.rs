@@ -11,6 +11,8 @@ use ferrite_proto::boot::BOOT_CFG_BYTES;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use super::Flavour;
+
 /// A checked boot file.
 #[derive(Debug, Clone)]
 pub(super) struct Artifact {
@@ -29,6 +31,18 @@ pub(super) struct Artifacts {
     pub(super) files: Vec<Artifact>,
     /// The ISO, and where its `BOOT.CFG` lies.
     pub(super) iso: Option<Iso>,
+    /// Likewise, of the ramdisk for rescue.
+    pub(super) rescue_iso: Option<Iso>,
+}
+
+impl Artifacts {
+    /// The ISO with this ramdisk, if one was built.
+    pub(super) fn iso_of(&self, flavour: Flavour) -> Option<&Iso> {
+        match flavour {
+            Flavour::Ordinary => self.iso.as_ref(),
+            Flavour::Rescue => self.rescue_iso.as_ref(),
+        }
+    }
 }
 
 /// The ISO for virtual media.
@@ -91,6 +105,8 @@ struct Manifest {
     files: Files,
     #[serde(default)]
     iso_config: Option<Extent>,
+    #[serde(default)]
+    rescue_iso_config: Option<Extent>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -101,6 +117,10 @@ struct Files {
     uki: Option<Entry>,
     #[serde(default)]
     iso: Option<Entry>,
+    #[serde(default)]
+    rescue: Option<Entry>,
+    #[serde(default)]
+    rescue_iso: Option<Entry>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -128,18 +148,17 @@ pub(super) fn load(dir: &Path) -> Result<Artifacts, ArtifactError> {
             path: path.clone(),
             source,
         })?;
-    let invalid = |reason: String| ArtifactError::Invalid {
-        path: path.clone(),
-        reason,
-    };
     if manifest.version != 1 {
-        return Err(invalid(format!("version {} is not 1", manifest.version)));
+        let reason = format!("version {} is not 1", manifest.version);
+        return Err(ArtifactError::Invalid { path, reason });
     }
     let Files {
         kernel,
         initramfs,
         uki,
         iso,
+        rescue,
+        rescue_iso,
     } = manifest.files;
     let mut files = vec![
         check(dir, "vmlinuz", &kernel)?,
@@ -148,24 +167,40 @@ pub(super) fn load(dir: &Path) -> Result<Artifacts, ArtifactError> {
     if let Some(uki) = uki {
         files.push(check(dir, "ramdisk.efi", &uki)?);
     }
-    let iso = match (iso, manifest.iso_config) {
-        (None, _) => None,
-        (Some(_), None) => return Err(invalid("it has an ISO but no iso_config".into())),
-        (Some(entry), Some(extent)) => {
-            let file = check(dir, "ramdisk.iso", &entry)?;
-            let end = extent.offset.checked_add(extent.length);
-            if extent.length != BOOT_CFG_BYTES as u64 || end.is_none_or(|end| end > file.bytes) {
-                return Err(invalid(format!(
-                    "iso_config is not {BOOT_CFG_BYTES} bytes within the ISO"
-                )));
-            }
-            Some(Iso {
-                file,
-                config_at: extent.offset,
-            })
-        }
+    if let Some(rescue) = rescue {
+        files.push(check(dir, "rescue.img", &rescue)?);
+    }
+    let iso = iso.map(|file| check_iso(dir, "ramdisk.iso", &file, manifest.iso_config));
+    let rescue_iso =
+        rescue_iso.map(|file| check_iso(dir, "rescue.iso", &file, manifest.rescue_iso_config));
+    Ok(Artifacts {
+        files,
+        iso: iso.transpose()?,
+        rescue_iso: rescue_iso.transpose()?,
+    })
+}
+
+fn check_iso(
+    dir: &Path,
+    name: &'static str,
+    entry: &Entry,
+    extent: Option<Extent>,
+) -> Result<Iso, ArtifactError> {
+    let file = check(dir, name, entry)?;
+    let fits = |extent: &Extent| {
+        let end = extent.offset.checked_add(extent.length);
+        extent.length == BOOT_CFG_BYTES as u64 && end.is_some_and(|end| end <= file.bytes)
     };
-    Ok(Artifacts { files, iso })
+    let Some(extent) = extent.filter(fits) else {
+        return Err(ArtifactError::Invalid {
+            path: file.path,
+            reason: format!("the manifest has no {BOOT_CFG_BYTES} bytes of it for each host"),
+        });
+    };
+    Ok(Iso {
+        file,
+        config_at: extent.offset,
+    })
 }
 
 fn check(dir: &Path, name: &'static str, entry: &Entry) -> Result<Artifact, ArtifactError> {
@@ -232,8 +267,11 @@ pub(super) mod tests {
                 "kernel": file("vmlinuz", 1, 5000),
                 "initramfs": file("initramfs.img", 2, 70_000),
                 "iso": file("ramdisk.iso", 3, 20_000),
+                "rescue": file("rescue.img", 4, 9_000),
+                "rescue_iso": file("rescue.iso", 5, 30_000),
             },
             "iso_config": { "offset": 6144, "length": 4096 },
+            "rescue_iso_config": { "offset": 8192, "length": 4096 },
         });
         change(&mut manifest);
         std::fs::write(dir.join("manifest.json"), manifest.to_string()).unwrap();
@@ -245,8 +283,9 @@ pub(super) mod tests {
         folder(dir.path());
         let artifacts = load(dir.path()).unwrap();
         let names: Vec<_> = artifacts.files.iter().map(|f| f.name).collect();
-        assert_eq!(names, ["vmlinuz", "initramfs.img"]);
-        assert_eq!(artifacts.iso.unwrap().config_at, 6144);
+        assert_eq!(names, ["vmlinuz", "initramfs.img", "rescue.img"]);
+        assert_eq!(artifacts.iso_of(Flavour::Ordinary).unwrap().config_at, 6144);
+        assert_eq!(artifacts.iso_of(Flavour::Rescue).unwrap().config_at, 8192);
     }
 
     #[test]

@@ -24,7 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::artifacts::{Artifact, Artifacts};
 use super::leases::Leases;
-use super::{BootAnswer, BootDirectory, NetbootEvent, Requester, dhcp, ipxe, iso, tftp};
+use super::{BootAnswer, BootDirectory, Flavour, NetbootEvent, Requester};
+use super::{dhcp, ipxe, iso, tftp};
 use crate::listen;
 
 /// Connections at once: a rack of machines that boot together, a few each, and their BMCs.
@@ -112,13 +113,14 @@ async fn script(
         ip: Some(ip),
         arch: None,
     });
-    if matches!(answer, BootAnswer::Ramdisk(_)) && !http.is_from(mac, ip) {
+    if matches!(answer, BootAnswer::Ramdisk(..)) && !http.is_from(mac, ip) {
         tracing::warn!(%ip, %mac, "netboot: a script was asked for from another host's address");
         answer = BootAnswer::Unknown;
     }
     let script = ipxe::script(&http.url, mac, &answer);
     let answer = match answer {
-        BootAnswer::Ramdisk(_) => "ramdisk",
+        BootAnswer::Ramdisk(Flavour::Ordinary, _) => "ramdisk",
+        BootAnswer::Ramdisk(Flavour::Rescue, _) => "rescue",
         BootAnswer::OwnDisk => "own disk",
         BootAnswer::Unknown => "unknown",
     };
@@ -169,8 +171,10 @@ async fn host_iso(
     method: Method,
     headers: HeaderMap,
 ) -> Response {
-    let parameters = http.directory.iso(&token).filter(|p| p.validate().is_ok());
-    let (Some(parameters), Some(iso)) = (parameters, &http.artifacts.iso) else {
+    let found = http.directory.iso(&token);
+    let found = found.filter(|(_, words)| words.validate().is_ok());
+    let found = found.and_then(|(flavour, words)| Some((http.artifacts.iso_of(flavour)?, words)));
+    let Some((iso, parameters)) = found else {
         return (
             StatusCode::NOT_FOUND,
             "there is no such ISO, or no longer\n",
@@ -458,6 +462,17 @@ mod tests {
         assert!(status == StatusCode::PARTIAL_CONTENT && part == iso[6000..=7000]);
         let (status, _) = world.ask(world.ip, "/iso/another/ramdisk.iso", "").await;
         assert_eq!(status, StatusCode::NOT_FOUND);
+    }
+
+    #[tokio::test]
+    async fn a_token_of_a_rescue_gets_the_iso_for_rescue() {
+        let world = world();
+        let built = std::fs::read(world.dir.path().join("rescue.iso")).unwrap();
+        let url = "/iso/token-of-rescue/ramdisk.iso";
+        let (_, iso) = world.ask(world.ip, url, "").await;
+        assert_eq!((iso.len(), &iso[..8192]), (built.len(), &built[..8192]));
+        let text = std::str::from_utf8(&iso[8192..8192 + 4096]).unwrap();
+        assert_eq!(BootParameters::parse(text).unwrap(), Directory::words());
     }
 
     #[test]

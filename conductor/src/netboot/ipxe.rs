@@ -9,10 +9,12 @@ use std::fmt::Write;
 use ferrite_proto::boot::BootParameters;
 use ferrite_proto::mac::Mac;
 
-use super::BootAnswer;
+use super::{BootAnswer, Flavour};
 
 /// Where the script that a script asks for again lies.
 pub(super) const SCRIPT_PATH: &str = "/boot.ipxe";
+/// The archive that makes the ramdisk one for rescue.
+const RESCUE: &str = "rescue.img";
 /// Consoles of a server: its screen and its first serial line.
 const CONSOLES: &str = "console=tty0 console=ttyS0,115200n8";
 
@@ -25,8 +27,10 @@ pub(super) fn script_url(http_url: &str, mac: Mac) -> String {
 pub(super) fn script(http_url: &str, mac: Mac, answer: &BootAnswer) -> String {
     match answer {
         // Words that would need quoting cannot be sent; a host without a ramdisk says so.
-        BootAnswer::Ramdisk(words) if words.validate().is_ok() => ramdisk(http_url, mac, words),
-        BootAnswer::Ramdisk(_) | BootAnswer::Unknown => unknown(http_url, mac),
+        BootAnswer::Ramdisk(flavour, words) if words.validate().is_ok() => {
+            ramdisk(http_url, mac, *flavour, words)
+        }
+        BootAnswer::Ramdisk(..) | BootAnswer::Unknown => unknown(http_url, mac),
         BootAnswer::OwnDisk => own_disk(mac),
     }
 }
@@ -39,8 +43,18 @@ pub(super) fn is_plain_url(url: &str) -> bool {
 
 /// Kernel and initramfs. When something fails, a fresh script is asked for: by then the ticket of
 /// this one may be over.
-fn ramdisk(http_url: &str, mac: Mac, words: &BootParameters) -> String {
-    let mut arguments = format!("initrd=initramfs.img {CONSOLES}");
+fn ramdisk(http_url: &str, mac: Mac, flavour: Flavour, words: &BootParameters) -> String {
+    let (name, archives): (_, &[&str]) = match flavour {
+        Flavour::Ordinary => ("ramdisk", &["initramfs.img"]),
+        Flavour::Rescue => ("rescue ramdisk", &["initramfs.img", RESCUE]),
+    };
+    let (mut arguments, mut initrds) = (String::new(), String::new());
+    for archive in archives {
+        let _ = write!(arguments, "initrd={archive} ");
+        let url = format!("{http_url}/artifacts/{archive}");
+        let _ = writeln!(initrds, "initrd {url} || goto failed");
+    }
+    arguments.push_str(CONSOLES);
     for word in words.words() {
         let _ = write!(arguments, " {word}");
     }
@@ -48,9 +62,9 @@ fn ramdisk(http_url: &str, mac: Mac, words: &BootParameters) -> String {
     let again = again(http_url, mac, 5);
     format!(
         "#!ipxe\n\
-         echo Ferrite: loading the ramdisk for {mac}\n\
+         echo Ferrite: loading the {name} for {mac}\n\
          kernel {http_url}/artifacts/vmlinuz {arguments} || goto failed\n\
-         initrd {http_url}/artifacts/initramfs.img || goto failed\n\
+         {initrds}\
          boot || goto failed\n\
          :failed\n\
          echo Ferrite: the ramdisk could not be loaded from {http_url}\n\
@@ -111,7 +125,7 @@ mod tests {
 
     #[test]
     fn the_ramdisks_kernel_reads_its_words_from_the_script() {
-        let script = script(URL, MAC, &BootAnswer::Ramdisk(words()));
+        let script = script(URL, MAC, &BootAnswer::Ramdisk(Flavour::Ordinary, words()));
         let kernel = script.lines().find(|l| l.starts_with("kernel ")).unwrap();
         let (line, _) = kernel.split_once(" || ").unwrap();
         assert_eq!(BootParameters::parse(line), Ok(words()));
@@ -129,7 +143,7 @@ mod tests {
             ticket: Secret::new("aaaaaaaaaaaaaaaa\nshell".into()),
             ..words()
         };
-        let script = script(URL, MAC, &BootAnswer::Ramdisk(bad));
+        let script = script(URL, MAC, &BootAnswer::Ramdisk(Flavour::Ordinary, bad));
         assert!(!script.contains("shell"));
         assert!(script.contains("nothing to boot"));
     }
@@ -137,7 +151,7 @@ mod tests {
     #[test]
     fn every_jump_has_its_label_and_every_waiting_script_asks_again() {
         for answer in [
-            BootAnswer::Ramdisk(words()),
+            BootAnswer::Ramdisk(Flavour::Ordinary, words()),
             BootAnswer::OwnDisk,
             BootAnswer::Unknown,
         ] {
@@ -148,6 +162,25 @@ mod tests {
                 assert!(script.contains("chain --replace http://10.77.0.1:7080/boot.ipxe?mac="));
             }
         }
+    }
+
+    #[test]
+    fn only_a_rescue_has_the_second_archive() {
+        let ordinary = script(URL, MAC, &BootAnswer::Ramdisk(Flavour::Ordinary, words()));
+        let rescue = script(URL, MAC, &BootAnswer::Ramdisk(Flavour::Rescue, words()));
+        assert!(!ordinary.contains(RESCUE));
+        assert!(rescue.contains(" initrd=initramfs.img initrd=rescue.img console="));
+        let loads: Vec<_> = rescue
+            .lines()
+            .filter(|l| l.starts_with("initrd "))
+            .collect();
+        assert_eq!(
+            loads,
+            [
+                "initrd http://10.77.0.1:7080/artifacts/initramfs.img || goto failed",
+                "initrd http://10.77.0.1:7080/artifacts/rescue.img || goto failed"
+            ]
+        );
     }
 
     #[test]

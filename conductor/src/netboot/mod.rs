@@ -32,8 +32,8 @@ pub(crate) use http::CONNECTIONS;
 pub(crate) trait BootDirectory: Send + Sync {
     /// What this machine shall boot now. Asking changes nothing.
     fn answer(&self, who: &Requester) -> BootAnswer;
-    /// What the ISO behind `token` shall say; `None` for a token that is unknown or over.
-    fn iso(&self, token: &str) -> Option<BootParameters>;
+    /// What the ISO behind `token` shall be and say; `None` for a token that is unknown or over.
+    fn iso(&self, token: &str) -> Option<(Flavour, BootParameters)>;
     /// Told of everything that was served.
     fn note(&self, event: NetbootEvent);
 }
@@ -62,11 +62,25 @@ pub(crate) enum FirmwareArch {
     Other(u16),
 }
 
+/// Which ramdisk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Flavour {
+    /// With the agent alone.
+    #[default]
+    Ordinary,
+    /// With a shell and an SSH server as well.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the operation `rescue` asks for it")
+    )]
+    Rescue,
+}
+
 /// What a machine shall boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum BootAnswer {
     /// The ramdisk, with these words.
-    Ramdisk(BootParameters),
+    Ramdisk(Flavour, BootParameters),
     /// Its own disk.
     OwnDisk,
     /// Nobody knows it.
@@ -238,7 +252,8 @@ pub(crate) async fn check(config: &NetbootConfig) -> Result<Vec<String>, Netboot
     check_url(config)?;
     leases(config)?;
     let (artifacts, first_stage) = read_files(config).await?;
-    let iso = artifacts.iso.iter().map(|iso| &iso.file);
+    let isos = artifacts.iso.iter().chain(&artifacts.rescue_iso);
+    let iso = isos.map(|iso| &iso.file);
     let files = artifacts.files.iter().chain(iso).map(|file| file.name);
     let mut names: Vec<_> = files.chain(first_stage.keys().copied()).collect();
     names.sort_unstable();
@@ -445,14 +460,19 @@ mod tests {
     impl BootDirectory for Directory {
         fn answer(&self, who: &Requester) -> BootAnswer {
             if who.mac == self.mac {
-                BootAnswer::Ramdisk(Self::words())
+                BootAnswer::Ramdisk(Flavour::Ordinary, Self::words())
             } else {
                 BootAnswer::Unknown
             }
         }
 
-        fn iso(&self, token: &str) -> Option<BootParameters> {
-            (token == "token-of-one").then(Self::words)
+        fn iso(&self, token: &str) -> Option<(Flavour, BootParameters)> {
+            let flavour = match token {
+                "token-of-one" => Flavour::Ordinary,
+                "token-of-rescue" => Flavour::Rescue,
+                _ => return None,
+            };
+            Some((flavour, Self::words()))
         }
 
         fn note(&self, event: NetbootEvent) {
