@@ -149,7 +149,7 @@ impl Work {
                 Outcome::ConfigDriveWritten { .. } => Some(Self::ConfigDriveWritten),
                 Outcome::BootEntrySet { .. } => Some(Self::BootEntrySet),
                 Outcome::Booting { .. } => Some(Self::Booting),
-                Outcome::PoweringOff | Outcome::Unknown => None,
+                Outcome::RescueReady { .. } | Outcome::PoweringOff | Outcome::Unknown => None,
             },
             Report::Failed { .. } => Some(Self::StepFailed),
             Report::Progress { .. } | Report::Log { .. } | Report::Unknown => None,
