@@ -2,11 +2,12 @@
 //!
 //! | call | meaning |
 //! | --- | --- |
-//! | `POST /v1/hosts` [`AddHost`] | enrol; 201 with the [`Host`] |
+//! | `POST /v1/hosts` [`HostManifest`] | enrol; 201 with the [`Host`] |
 //! | `GET /v1/hosts` | [`HostList`], by name |
 //! | `GET /v1/hosts/{name}` | the [`Host`] |
 //! | `GET /v1/hosts/{name}?after=V&wait=S` | the same, once its version is above V, or in S s |
-//! | `PATCH /v1/hosts/{name}` [`UpdateHost`] | change what is wanted, or secrets |
+//! | `PUT /v1/hosts/{name}` [`HostManifest`] | what is wanted, whole: enrol (201) or replace |
+//! | `PATCH /v1/hosts/{name}` | a merge patch (RFC 7386) of a [`HostManifest`] |
 //! | `GET /v1/hosts/{name}/events?limit=N` | [`EventList`], newest last |
 //! | `POST /v1/hosts/{name}/provision` [`Provision`] | set the image and the cloud-init data |
 //! | `POST /v1/hosts/{name}/deprovision` | remove the image |
@@ -16,25 +17,15 @@
 //! | `GET /v1/version` | [`Version`] |
 //!
 //! Errors are RFC 9457 `application/problem+json`: [`ErrorBody`].
+//!
+//! [`HostManifest`]: crate::host::HostManifest
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::{Host, HostSecrets, HostSpec};
+use crate::host::{Host, HostSecrets};
 use crate::image::ImageRef;
 use crate::problem::Code;
-
-/// Enrol a host.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AddHost {
-    /// Its name.
-    pub name: String,
-    /// What is wanted of it.
-    pub spec: HostSpec,
-    /// The BMC password, and cloud-init data if an image is set already.
-    #[serde(default)]
-    pub secrets: HostSecrets,
-}
+use crate::resource::{ApiVersion, ListMetadata};
 
 /// Set what a host shall run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -51,21 +42,6 @@ pub struct Provision {
     /// Replaces how the OS is started when given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_method: Option<crate::step::BootMethod>,
-}
-
-/// Change a host. What is absent stays as it is.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct UpdateHost {
-    /// Replaces the whole `spec`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub spec: Option<HostSpec>,
-    /// Each secret that is given replaces the old one.
-    #[serde(default)]
-    pub secrets: HostSecrets,
-    /// Refused with `conflict` unless the host's version is this one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub version: Option<u64>,
 }
 
 /// What happened to a host.
@@ -86,11 +62,26 @@ pub struct EventList {
     pub events: Vec<HostEvent>,
 }
 
-/// All hosts.
+/// The kind of a [`HostList`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostListKind {
+    /// Hosts.
+    #[default]
+    HostList,
+}
+
+/// Hosts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct HostList {
+    /// The version of this form.
+    pub api_version: ApiVersion,
+    /// `HostList`.
+    pub kind: HostListKind,
+    /// As of when.
+    pub metadata: ListMetadata,
     /// By name.
-    pub hosts: Vec<Host>,
+    pub items: Vec<Host>,
 }
 
 /// What a host is doing, for a person.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::agent_api::CloudInit;
 use crate::hints::{RootDeviceDefault, RootDeviceHints};
@@ -14,17 +14,25 @@ use crate::image::ImageRef;
 use crate::inventory::{BootMode, Inventory};
 use crate::mac::Mac;
 use crate::problem::Problem;
+use crate::resource::{ApiVersion, DEFAULT_PROJECT, Metadata, ResourceVersion};
 use crate::secret::Secret;
 use crate::step::{BootMethod, ImageWritten, Progress};
 
-/// A physical server.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// A physical server. On the wire it has the form of every resource ([`crate::resource`]).
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(from = "HostWire")]
 pub struct Host {
     /// Unique; `[a-z0-9]([a-z0-9.-]*[a-z0-9])?`, at most 63.
     pub name: String,
     /// Made once, never reused.
     pub uid: String,
-    /// Grows with every change of anything.
+    /// Whom it belongs to.
+    pub project: String,
+    /// To select by.
+    pub labels: BTreeMap<String, String>,
+    /// For people and their tools.
+    pub annotations: BTreeMap<String, String>,
+    /// The revision of its last change: `resourceVersion`.
     pub version: u64,
     /// Grows with every change of `spec`.
     pub generation: u64,
@@ -34,6 +42,119 @@ pub struct Host {
     pub spec: HostSpec,
     /// What is.
     pub status: HostStatus,
+}
+
+/// The kind of a [`Host`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostKind {
+    /// A host.
+    #[default]
+    Host,
+}
+
+/// A [`Host`] as it is read.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct HostWire {
+    #[serde(rename = "apiVersion")]
+    _api_version: ApiVersion,
+    #[serde(rename = "kind")]
+    _kind: HostKind,
+    metadata: Metadata,
+    spec: HostSpec,
+    status: HostStatus,
+}
+
+/// A [`Host`] as it is written.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HostWireRef<'a> {
+    api_version: ApiVersion,
+    kind: HostKind,
+    metadata: Metadata,
+    spec: &'a HostSpec,
+    status: &'a HostStatus,
+}
+
+impl From<HostWire> for Host {
+    fn from(wire: HostWire) -> Self {
+        let meta = wire.metadata;
+        Self {
+            name: meta.name,
+            uid: meta.uid.unwrap_or_default(),
+            project: meta.project.unwrap_or_else(|| DEFAULT_PROJECT.to_owned()),
+            labels: meta.labels,
+            annotations: meta.annotations,
+            version: meta.resource_version.unwrap_or_default().0,
+            generation: meta.generation.unwrap_or_default(),
+            created: meta.creation_timestamp.unwrap_or_default(),
+            spec: wire.spec,
+            status: wire.status,
+        }
+    }
+}
+
+impl Serialize for Host {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let wire = HostWireRef {
+            api_version: ApiVersion::V1,
+            kind: HostKind::Host,
+            metadata: self.metadata(),
+            spec: &self.spec,
+            status: &self.status,
+        };
+        wire.serialize(serializer)
+    }
+}
+
+impl Host {
+    /// What is the same for every kind of resource.
+    pub fn metadata(&self) -> Metadata {
+        Metadata {
+            name: self.name.clone(),
+            uid: Some(self.uid.clone()),
+            project: Some(self.project.clone()),
+            labels: self.labels.clone(),
+            annotations: self.annotations.clone(),
+            resource_version: Some(ResourceVersion(self.version)),
+            generation: Some(self.generation),
+            creation_timestamp: Some(self.created),
+        }
+    }
+}
+
+/// A host as people write it: what `apply` takes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HostManifest {
+    /// The version of this form.
+    pub api_version: ApiVersion,
+    /// `Host`.
+    pub kind: HostKind,
+    /// Name, project, labels, annotations; the rest may be sent back as it was read.
+    pub metadata: Metadata,
+    /// What is wanted: all of it.
+    pub spec: HostSpec,
+    /// Each one that is given replaces the old one; what is not given stays.
+    #[serde(default)]
+    pub secrets: HostSecrets,
+    /// May be sent back as it was read; ignored.
+    #[serde(default, skip_serializing)]
+    pub status: Option<serde::de::IgnoredAny>,
+}
+
+impl HostManifest {
+    /// A host of the default project without labels.
+    pub fn new(name: impl Into<String>, spec: HostSpec, secrets: HostSecrets) -> Self {
+        Self {
+            api_version: ApiVersion::V1,
+            kind: HostKind::Host,
+            metadata: Metadata::named(name),
+            spec,
+            secrets,
+            status: None,
+        }
+    }
 }
 
 /// What people want of a host. Secrets are not part of it: they are written beside it
@@ -321,4 +442,47 @@ pub struct Stage {
     /// In words: which disk, which kernel, which error.
     #[serde(default)]
     pub detail: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn resource() -> serde_json::Value {
+        json!({
+            "apiVersion": "ferrite/v1",
+            "kind": "Host",
+            "metadata": {
+                "name": "n", "uid": "u", "project": "p", "labels": {"rack": "r1"},
+                "annotations": {}, "resourceVersion": "12", "generation": 3,
+                "creationTimestamp": "2026-11-21T12:00:00Z",
+            },
+            "spec": {"bmc": {"address": "redfish://b", "username": "u"}},
+            "status": {"state": "available", "since": "2026-11-21T12:00:00Z"},
+        })
+    }
+
+    #[test]
+    fn a_host_has_the_form_of_a_resource_both_ways() {
+        let host: Host = serde_json::from_value(resource()).unwrap();
+        assert_eq!((host.name.as_str(), host.version), ("n", 12));
+        assert_eq!(host.labels["rack"], "r1");
+        let written = serde_json::to_value(&host).unwrap();
+        assert_eq!(written["metadata"], resource()["metadata"]);
+        assert_eq!(written["kind"], "Host");
+        assert_eq!(serde_json::from_value::<Host>(written).unwrap(), host);
+    }
+
+    #[test]
+    fn what_was_read_is_a_manifest_and_its_status_is_ignored() {
+        let manifest: HostManifest = serde_json::from_value(resource()).unwrap();
+        assert_eq!(manifest.metadata.name, "n");
+        let mut with_more = resource();
+        with_more["spec"]["bot_mac"] = json!("x");
+        assert!(serde_json::from_value::<HostManifest>(with_more).is_err());
+        let mut other_kind = resource();
+        other_kind["kind"] = json!("Image");
+        assert!(serde_json::from_value::<HostManifest>(other_kind).is_err());
+    }
 }

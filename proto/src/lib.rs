@@ -2,8 +2,9 @@
 //!
 //! What this contract promises about versions: fields are only ever added, with a default;
 //! event enums end in an `Unknown` variant, so an old conductor survives a new agent; an unknown
-//! *step* is refused by the agent and never skipped. JSON names are `snake_case`; sizes are bytes,
-//! durations seconds, times RFC 3339 in UTC.
+//! *step* is refused by the agent and never skipped. JSON names are `snake_case`, but for the words
+//! that resources share with Kubernetes' ([`resource`]); sizes are bytes, durations seconds, times
+//! RFC 3339 in UTC.
 
 pub mod agent_api;
 pub mod api;
@@ -14,7 +15,9 @@ pub mod host;
 pub mod image;
 pub mod inventory;
 pub mod mac;
+pub mod merge;
 pub mod problem;
+pub mod resource;
 pub mod secret;
 pub mod size;
 pub mod step;

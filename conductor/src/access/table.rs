@@ -67,6 +67,7 @@ pub(crate) const TABLE: &[Line] = &[
     view("GET", "/v1/hosts", Scope::Any),
     operate("POST", "/v1/hosts", Scope::Body),
     view("GET", "/v1/hosts/{name}", Scope::Host),
+    operate("PUT", "/v1/hosts/{name}", Scope::HostAndBody),
     operate("PATCH", "/v1/hosts/{name}", Scope::HostAndBody),
     operate("DELETE", "/v1/hosts/{name}", Scope::Host),
     operate("POST", "/v1/hosts/{name}/provision", Scope::Host),

@@ -5,6 +5,8 @@ pub(crate) mod agent;
 pub(crate) mod daemon;
 pub(crate) mod operator;
 #[cfg(test)]
+mod resource_tests;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
@@ -67,7 +69,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route(
             "/v1/hosts/{name}",
             get(operator::get)
-                .patch(operator::update)
+                .put(operator::put)
+                .patch(operator::patch)
                 .delete(operator::delete),
         )
         .route("/v1/hosts/{name}/provision", post(operator::provision))

@@ -6,13 +6,14 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use ferrite_proto::api::{
-    AddHost, EventList, Explanation, HostList, Provision, UpdateHost, Version,
-};
-use ferrite_proto::host::{BmcSpec, Host};
+use ferrite_proto::api::{EventList, Explanation, HostList, HostListKind, Provision, Version};
+use ferrite_proto::host::{BmcSpec, Host, HostManifest};
+use ferrite_proto::merge;
 use ferrite_proto::problem::{Code, Problem};
+use ferrite_proto::resource::{ApiVersion, ListMetadata, ResourceVersion};
 use ferrite_proto::secret::Secret;
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::{Answer, ApiError, App, Body, Query};
 use crate::access::caller::Visible;
@@ -43,17 +44,30 @@ pub(crate) struct Limit {
 /// `GET /v1/hosts`
 pub(crate) async fn list(State(app): State<Arc<App>>, visible: Visible) -> Answer<HostList> {
     let hosts = app.hosts.list(&visible).await?;
-    Ok(Json(HostList { hosts }))
+    let newest = hosts.iter().map(|host| host.version).max();
+    Ok(Json(HostList {
+        api_version: ApiVersion::V1,
+        kind: HostListKind::HostList,
+        metadata: ListMetadata {
+            resource_version: ResourceVersion(newest.unwrap_or_default()),
+            next: None,
+        },
+        items: hosts,
+    }))
 }
 
 /// `POST /v1/hosts`
 pub(crate) async fn add(
     State(app): State<Arc<App>>,
-    Body(request): Body<AddHost>,
+    Body(manifest): Body<HostManifest>,
 ) -> Result<(StatusCode, Json<Host>), ApiError> {
-    check_bmc(&app, &request.spec.bmc)?;
+    enrol(&app, manifest).await
+}
+
+async fn enrol(app: &App, manifest: HostManifest) -> Result<(StatusCode, Json<Host>), ApiError> {
+    check_bmc(app, &manifest.spec.bmc)?;
     let uid = uuid::Uuid::new_v4().to_string();
-    let change = intent::enrol(request, uid, clock::now())?;
+    let change = intent::enrol(manifest, uid, clock::now())?;
     crash::point(Work::Add, Moment::Before);
     let host = app.hosts.insert(change).await?;
     crash::point(Work::Add, Moment::After);
@@ -89,19 +103,66 @@ pub(crate) async fn get(
     Ok(Json(app.hosts.get(&name).await?))
 }
 
-/// `PATCH /v1/hosts/{name}`
-pub(crate) async fn update(
+/// `PUT /v1/hosts/{name}`
+pub(crate) async fn put(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
-    Body(request): Body<UpdateHost>,
-) -> Answer<Host> {
-    if let Some(spec) = &request.spec {
-        check_bmc(&app, &spec.bmc)?;
+    Body(manifest): Body<HostManifest>,
+) -> Result<(StatusCode, Json<Host>), ApiError> {
+    if manifest.metadata.name != name {
+        return Err(misnamed(&name, &manifest.metadata.name).into());
     }
-    let changed = app.hosts.update(&name, |change| change.update(request));
+    let is_new = app.hosts.live(&name).is_none();
+    if is_new && manifest.metadata.resource_version.is_none() {
+        return enrol(&app, manifest).await;
+    }
+    check_bmc(&app, &manifest.spec.bmc)?;
+    let changed = app.hosts.update(&name, |change| change.apply(manifest));
+    let stored = changed.await?.0;
+    crash::point(Work::Update, Moment::After);
+    Ok((StatusCode::OK, Json(app.hosts.shown(stored.record))))
+}
+
+/// `PATCH /v1/hosts/{name}`: a JSON merge patch of the manifest.
+pub(crate) async fn patch(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    Body(patch): Body<Value>,
+) -> Answer<Host> {
+    let changed = app.hosts.update(&name, |change| {
+        let manifest = patched(&change.record.host, &patch)?;
+        check_bmc(&app, &manifest.spec.bmc)?;
+        change.apply(manifest)
+    });
     let stored = changed.await?.0;
     crash::point(Work::Update, Moment::After);
     Ok(Json(app.hosts.shown(stored.record)))
+}
+
+/// What a host's manifest is with the patch. Secrets cannot be read: those of the patch are all.
+fn patched(host: &Host, patch: &Value) -> Result<HostManifest, Problem> {
+    let mut whole = json!({
+        "apiVersion": ApiVersion::V1,
+        "kind": "Host",
+        "metadata": {
+            "name": host.name, "project": host.project,
+            "labels": host.labels, "annotations": host.annotations,
+        },
+        "spec": host.spec,
+    });
+    merge::apply(&mut whole, patch);
+    serde_path_to_error::deserialize(whole).map_err(|error| {
+        let what = format!("the patched host cannot be used: {error}");
+        Problem::new(Code::RequestInvalid, what, "correct the patch")
+    })
+}
+
+fn misnamed(path: &str, body: &str) -> Problem {
+    Problem::new(
+        Code::RequestInvalid,
+        format!("metadata.name is {body:?}, but the call is of {path:?}"),
+        "a name cannot be changed: give the same in both",
+    )
 }
 
 /// `POST /v1/hosts/{name}/provision`

@@ -25,7 +25,7 @@ use crate::seal::Sealer;
 use crate::store::sqlite::Sqlite;
 use crate::token;
 
-const ADMIN: &str = "the-operators-token-of-this-very-test";
+pub(super) const ADMIN: &str = "the-operators-token-of-this-very-test";
 const UUID: &str = "00000000-0000-4000-8000-000000000001";
 const MAC: &str = "52:54:00:77:00:01";
 
@@ -66,12 +66,12 @@ impl Bmc for Obedient {
 }
 
 /// A conductor without sockets.
-struct Conductor {
-    app: Arc<App>,
+pub(super) struct Conductor {
+    pub(super) app: Arc<App>,
 }
 
 impl Conductor {
-    async fn start(dir: &Path) -> Self {
+    pub(super) async fn start(dir: &Path) -> Self {
         let reach = Reach {
             url: "https://c:7443".into(),
             ca: ferrite_proto::boot::CaPin([7; 32]),
@@ -111,7 +111,13 @@ impl Conductor {
         self.app.driver.join().await;
     }
 
-    async fn call(&self, method: &str, path: &str, token: &str, body: &Value) -> (u16, Value) {
+    pub(super) async fn call(
+        &self,
+        method: &str,
+        path: &str,
+        token: &str,
+        body: &Value,
+    ) -> (u16, Value) {
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -135,22 +141,24 @@ impl Conductor {
         (status.as_u16(), body)
     }
 
-    async fn admin(&self, method: &str, path: &str, body: Value) -> Value {
+    pub(super) async fn admin(&self, method: &str, path: &str, body: Value) -> Value {
         let (status, reply) = self.call(method, path, ADMIN, &body).await;
         assert!((200..300).contains(&status), "{method} {path}: {reply}");
         reply
     }
 
-    async fn add(&self) {
+    pub(super) async fn add(&self) {
         let host = json!({
-            "name": "n", "secrets": {"bmc_password": "hunter2"},
+            "apiVersion": "ferrite/v1", "kind": "Host",
+            "metadata": {"name": "n", "labels": {"rack": "r1"}},
+            "secrets": {"bmc_password": "hunter2"},
             "spec": {"bmc": {"address": "redfish://b", "username": "u"}, "boot_mac": MAC},
         });
         self.admin("POST", "/v1/hosts", host).await;
     }
 
     /// Waits until the host is as it should be, or the test has waited long enough.
-    async fn until(&self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+    pub(super) async fn until(&self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
         let mut host = Value::Null;
         for _ in 0..500 {
             host = self.admin("GET", "/v1/hosts/n", Value::Null).await;
@@ -202,6 +210,7 @@ async fn everything_is_denied_without_the_right_token_and_every_error_is_a_probl
         ("GET", "/v1/hosts"),
         ("POST", "/v1/hosts"),
         ("GET", "/v1/hosts/n"),
+        ("PUT", "/v1/hosts/n"),
         ("PATCH", "/v1/hosts/n"),
         ("DELETE", "/v1/hosts/n"),
         ("POST", "/v1/hosts/n/provision"),

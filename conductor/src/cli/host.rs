@@ -6,14 +6,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use ferrite_proto::api::{
-    AddHost, EventList, Explanation, HostList, Provision as ProvisionHost, UpdateHost,
-};
+use ferrite_proto::api::{EventList, Explanation, HostList, Provision as ProvisionHost};
 use ferrite_proto::hints::RootDeviceHints;
-use ferrite_proto::host::{BmcSpec, Host, HostSecrets, HostSpec};
+use ferrite_proto::host::{BmcSpec, Host, HostManifest, HostSecrets, HostSpec};
 use ferrite_proto::image::{Format, ImageRef};
+use ferrite_proto::merge;
 use ferrite_proto::secret::Secret;
 use reqwest::Method;
+use serde_json::to_value;
 
 use super::args::{Add, Common, Data, HostCommand, ImageArgs, Output, Provision, Set};
 use super::client::Client;
@@ -63,7 +63,7 @@ pub(crate) async fn run(
         }
         HostCommand::List => {
             let all: HostList = client.get("/v1/hosts").await?;
-            shown(&all, output, |all| show::table(&all.hosts))?;
+            shown(&all, output, |all| show::table(&all.items))?;
         }
         HostCommand::Show { name } => {
             let host: Host = client.get(&path(&name, "")).await?;
@@ -143,19 +143,15 @@ async fn add(client: &Client, add: Add, output: Output) -> anyhow::Result<ExitCo
         boot_method: ferrite_proto::step::BootMethod::default(),
     };
     add.common.apply(&mut spec)?;
-    let request = AddHost {
-        name: add.name,
-        spec,
-        secrets,
-    };
-    let host: Host = client.send(Method::POST, "/v1/hosts", &request).await?;
+    let manifest = HostManifest::new(add.name, spec, secrets);
+    let host: Host = client.send(Method::POST, "/v1/hosts", &manifest).await?;
     follow(client, &host, add.wait, output).await
 }
 
 async fn set(client: &Client, set: Set, output: Output) -> anyhow::Result<ExitCode> {
     let call = path(&set.name, "");
     let host: Host = client.get(&call).await?;
-    let mut spec = host.spec;
+    let mut spec = host.spec.clone();
     if let Some(address) = set.bmc {
         spec.bmc.address = address;
     }
@@ -164,15 +160,17 @@ async fn set(client: &Client, set: Set, output: Output) -> anyhow::Result<ExitCo
     }
     set.common.apply(&mut spec)?;
     let bmc_password = set.password_file.as_deref().map(read_password);
-    let request = UpdateHost {
-        spec: Some(spec),
-        secrets: HostSecrets {
-            bmc_password: bmc_password.transpose()?,
-            ..HostSecrets::default()
-        },
-        version: None,
+    let secrets = HostSecrets {
+        bmc_password: bmc_password.transpose()?,
+        ..HostSecrets::default()
     };
-    let host: Host = client.send(Method::PATCH, &call, &request).await?;
+    // Only what was named is sent: what somebody else changes meanwhile stays.
+    let (old, new) = (to_value(&host.spec)?, to_value(&spec)?);
+    let mut patch = serde_json::json!({"secrets": secrets});
+    if let Some(spec) = merge::diff(&old, &new) {
+        patch["spec"] = spec;
+    }
+    let host: Host = client.send(Method::PATCH, &call, &patch).await?;
     follow(client, &host, false, output).await
 }
 

@@ -90,14 +90,14 @@ async fn watch_all(client: &Client, output: Output) -> anyhow::Result<ExitCode> 
     let mut tellers = std::collections::HashMap::new();
     loop {
         let all: HostList = patiently(client, "/v1/hosts", None).await?;
-        for host in &all.hosts {
+        for host in &all.items {
             // Several bars would overwrite each other: lines for all.
             let teller = tellers
                 .entry(host.uid.clone())
                 .or_insert_with(|| Teller::lines(output));
             teller.tell(host)?;
         }
-        let ends: Vec<_> = all.hosts.iter().map(end).collect();
+        let ends: Vec<_> = all.items.iter().map(end).collect();
         if ends.iter().all(Option::is_some) {
             let trouble = ends.iter().flatten().any(|end| *end == End::NeedsPerson);
             return Ok(if trouble {

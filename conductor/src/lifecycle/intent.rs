@@ -1,8 +1,11 @@
 //! What people ask of a host, as changes of its record. Pure; refusals are problems.
 
-use ferrite_proto::api::{AddHost, Provision, UpdateHost};
-use ferrite_proto::host::{BootVia, Host, HostSecrets, HostSpec, HostState, HostStatus};
+use ferrite_proto::api::Provision;
+use ferrite_proto::host::{
+    BootVia, Host, HostManifest, HostSecrets, HostSpec, HostState, HostStatus,
+};
 use ferrite_proto::problem::{Code, Problem};
+use ferrite_proto::resource::{DEFAULT_PROJECT, Metadata, ResourceVersion};
 use jiff::Timestamp;
 
 use super::change::Change;
@@ -10,9 +13,12 @@ use super::record::{Deletion, Kept, Record, Runtime, merge_secrets};
 use crate::crash::{self, Moment, Work};
 use crate::guard::{self, Guard};
 
+/// Bytes of all annotations of a host.
+const ANNOTATIONS: usize = 64 << 10;
+
 /// A new host.
-pub(crate) fn enrol(add: AddHost, uid: String, now: Timestamp) -> Result<Change, Problem> {
-    check_name(&add.name)?;
+pub(crate) fn enrol(add: HostManifest, uid: String, now: Timestamp) -> Result<Change, Problem> {
+    check_metadata(&add.metadata)?;
     check_spec(&add.spec)?;
     check_secrets(&add.secrets)?;
     if add.secrets.bmc_password.is_none() {
@@ -21,9 +27,13 @@ pub(crate) fn enrol(add: AddHost, uid: String, now: Timestamp) -> Result<Change,
             "give the password of the BMC's account, with --password-file",
         ));
     }
+    let project = add.metadata.project;
     let host = Host {
-        name: add.name,
+        name: add.metadata.name,
         uid,
+        project: project.unwrap_or_else(|| DEFAULT_PROJECT.to_owned()),
+        labels: add.metadata.labels,
+        annotations: add.metadata.annotations,
         version: 0,
         generation: 1,
         created: now,
@@ -103,12 +113,7 @@ impl Change {
         if spec.image.take().is_none() {
             return Ok(());
         }
-        if guard::stands(Guard::SecretsGoWithTheImage) {
-            self.kept.host = HostSecrets {
-                bmc_password: self.kept.host.bmc_password.take(),
-                ..HostSecrets::default()
-            };
-        }
+        self.kept.host = only_bmc_password(std::mem::take(&mut self.kept.host));
         self.set_spec(spec);
         self.record.run.request += 1;
         self.event("request", "deprovision");
@@ -116,29 +121,63 @@ impl Change {
         Ok(())
     }
 
-    /// Changes what is wanted, or secrets.
-    pub(crate) fn update(&mut self, asked: UpdateHost) -> Result<(), Problem> {
+    /// Takes what is wanted, whole, and secrets. What is the same already changes nothing.
+    pub(crate) fn apply(&mut self, asked: HostManifest) -> Result<(), Problem> {
         self.refuse_while_deleting()?;
-        let version = self.record.host.version;
-        if let Some(expected) = asked.version.filter(|expected| *expected != version) {
-            return Err(Problem::new(
-                Code::Conflict,
-                format!("the host's version is {version}, not {expected}"),
-                "read the host again and repeat the change",
-            ));
-        }
+        check_metadata(&asked.metadata)?;
         check_secrets(&asked.secrets)?;
-        if asked.secrets.bmc_password.is_some() {
+        check_spec(&asked.spec)?;
+        self.compare(&asked.metadata)?;
+        let mut secrets = self.kept.host.clone();
+        if asked.spec.image.is_none() && self.record.host.spec.image.is_some() {
+            secrets = only_bmc_password(secrets);
+        }
+        merge_secrets(&mut secrets, asked.secrets);
+        let host = &mut self.record.host;
+        let named = (&host.project, &host.labels, &host.annotations);
+        let (labels, annotations) = (asked.metadata.labels, asked.metadata.annotations);
+        let project = asked.metadata.project.as_ref().unwrap_or(&host.project);
+        if named != (project, &labels, &annotations) {
+            host.project = project.clone();
+            (host.labels, host.annotations) = (labels, annotations);
+        }
+        if host.spec == asked.spec && secrets == self.kept.host {
+            return Ok(());
+        }
+        if secrets.bmc_password != self.kept.host.bmc_password {
             self.record.run.registered = false;
         }
-        let mut secrets = self.kept.host.clone();
-        merge_secrets(&mut secrets, asked.secrets);
         self.kept.host = secrets;
-        let spec = asked.spec.unwrap_or_else(|| self.record.host.spec.clone());
-        check_spec(&spec)?;
-        self.set_spec(spec);
+        self.set_spec(asked.spec);
         self.event("request", "changed");
         crash::point(Work::Update, Moment::Before);
+        Ok(())
+    }
+
+    /// A change of what somebody read is a change of just that.
+    fn compare(&self, asked: &Metadata) -> Result<(), Problem> {
+        let host = &self.record.host;
+        let refused = |what: String| {
+            Err(Problem::new(
+                Code::Conflict,
+                what,
+                "read the host again and repeat the change",
+            ))
+        };
+        if asked.name != host.name {
+            let (name, host) = (&asked.name, &host.name);
+            return refused(format!("metadata.name is {name:?}, but the host is {host}"));
+        }
+        if let Some(uid) = asked.uid.as_ref().filter(|uid| **uid != host.uid) {
+            return refused(format!("the host's uid is {}, not {uid}", host.uid));
+        }
+        let ResourceVersion(expected) = asked
+            .resource_version
+            .unwrap_or(ResourceVersion(host.version));
+        if expected != host.version {
+            let version = host.version;
+            return refused(format!("the host's version is {version}, not {expected}"));
+        }
         Ok(())
     }
 
@@ -199,9 +238,58 @@ fn check_name(name: &str) -> Result<(), Problem> {
     }
     let shown: String = name.chars().take(80).collect();
     Err(invalid(
-        format!("{shown:?} cannot be a host's name"),
+        format!("{shown:?} cannot be a name"),
         "use a-z, 0-9, - and . (not first or last), at most 63",
     ))
+}
+
+/// Kubernetes' limits: keys and values that its selectors could take, and no more than fits.
+fn check_metadata(metadata: &Metadata) -> Result<(), Problem> {
+    check_name(&metadata.name)?;
+    if let Some(project) = &metadata.project {
+        check_name(project)?;
+    }
+    for (key, value) in &metadata.labels {
+        if !is_key(key) || !(value.is_empty() || is_word(value, 63)) {
+            return Err(invalid(
+                format!("metadata.labels: {key:?}: {value:?} cannot be a label"),
+                "use A-Z, a-z, 0-9, -, _ and . (not first or last), at most 63; a key may have a \
+                 prefix and a slash",
+            ));
+        }
+    }
+    let annotations = &metadata.annotations;
+    let bytes: usize = annotations.iter().map(|(k, v)| k.len() + v.len()).sum();
+    if bytes > ANNOTATIONS || !annotations.keys().all(|key| is_key(key)) {
+        return Err(invalid(
+            "metadata.annotations: a key cannot be used, or all are too long",
+            "name them as labels are named; 64 KiB in all",
+        ));
+    }
+    Ok(())
+}
+
+fn is_key(key: &str) -> bool {
+    let (prefix, name) = key.split_once('/').unwrap_or(("x", key));
+    is_word(prefix, 253) && is_word(name, 63)
+}
+
+fn is_word(text: &str, longest: usize) -> bool {
+    let inner = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let (first, last) = (text.chars().next(), text.chars().next_back());
+    text.len() <= longest && edge(first) && edge(last) && text.chars().all(inner)
+}
+
+/// Cloud-init data goes with the image.
+fn only_bmc_password(secrets: HostSecrets) -> HostSecrets {
+    if !guard::stands(Guard::SecretsGoWithTheImage) {
+        return secrets;
+    }
+    HostSecrets {
+        bmc_password: secrets.bmc_password,
+        ..HostSecrets::default()
+    }
 }
 
 fn check_spec(spec: &HostSpec) -> Result<(), Problem> {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use ferrite_proto::agent_api::{CheckIn, CloudInit, CloudInitStage, Report};
-use ferrite_proto::api::{AddHost, Provision};
+use ferrite_proto::api::Provision;
 use ferrite_proto::host::{BootVia, HostState, Power};
 use ferrite_proto::image::{Format, ImageRef};
 use ferrite_proto::inventory::Inventory;
@@ -119,11 +119,12 @@ fn image(number: u8) -> ImageRef {
 impl Sim {
     fn new(via: BootVia) -> Self {
         let add = serde_json::json!({
-            "name": "n", "secrets": {"bmc_password": "p"},
+            "apiVersion": "ferrite/v1", "kind": "Host", "metadata": {"name": "n"},
+            "secrets": {"bmc_password": "p"},
             "spec": {"bmc": {"address": "redfish://b", "username": "u"},
                      "boot_mac": "52:54:00:00:00:01", "boot_via": via},
         });
-        let add: AddHost = serde_json::from_value(add).unwrap();
+        let add: ferrite_proto::host::HostManifest = serde_json::from_value(add).unwrap();
         let now = Timestamp::from_second(1_795_000_000).unwrap();
         let change = intent::enrol(add, "u".into(), now).unwrap();
         Self {

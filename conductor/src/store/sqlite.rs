@@ -53,6 +53,9 @@ impl Sqlite {
         let clear = self.sealer.open(&uid, &sealed)?;
         let kept = serde_json::from_slice(&clear).map_err(|error| damaged(&name, &error))?;
         let host = Host {
+            project: row.try_get("project")?,
+            labels: json(&name, row.try_get("labels")?)?,
+            annotations: json(&name, row.try_get("annotations")?)?,
             version: unsigned(row.try_get("version")?),
             generation: unsigned(row.try_get("generation")?),
             created: time(&name, row.try_get("created")?)?,
@@ -85,7 +88,10 @@ impl Sqlite {
             .bind(text(serde_json::to_string(&shown.spec))?)
             .bind(text(serde_json::to_string(&shown.status))?)
             .bind(text(serde_json::to_string(run))?)
-            .bind(sealed);
+            .bind(sealed)
+            .bind(&shown.project)
+            .bind(text(serde_json::to_string(&shown.labels))?)
+            .bind(text(serde_json::to_string(&shown.annotations))?);
         let done = query.execute(&mut *transaction).await.map_err(taken)?;
         if done.rows_affected() == 0 {
             return Err(StoreError::Conflict(name.clone()));
@@ -107,13 +113,13 @@ impl Sql {
         match self {
             Self::Insert => {
                 "INSERT INTO hosts (name, uid, version, generation, created, state, boot_mac, \
-                 bmc_address, spec, status, runtime, secrets) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
+                 bmc_address, spec, status, runtime, secrets, project, labels, annotations) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)"
             }
             Self::Update => {
                 "UPDATE hosts SET version = ?3, generation = ?4, created = ?5, state = ?6, \
                  boot_mac = ?7, bmc_address = ?8, spec = ?9, status = ?10, runtime = ?11, \
-                 secrets = ?12 WHERE name = ?1 AND uid = ?2 AND version = ?3 - 1"
+                 secrets = ?12, project = ?13, labels = ?14, annotations = ?15 WHERE name = ?1 AND uid = ?2 AND version = ?3 - 1"
             }
         }
     }
@@ -257,18 +263,19 @@ fn taken(error: sqlx::Error) -> StoreError {
 mod tests {
     use super::*;
     use crate::lifecycle::intent;
-    use ferrite_proto::api::AddHost;
+    use ferrite_proto::host::HostManifest;
 
     fn host(name: &str, nic: u8) -> Stored {
         let add = serde_json::json!({
-            "name": name,
+            "apiVersion": "ferrite/v1", "kind": "Host",
+            "metadata": {"name": name, "project": "p", "labels": {"rack": "r1"}},
             "spec": {
                 "bmc": {"address": format!("redfish+http://10.0.0.{nic}"), "username": "u"},
                 "boot_mac": format!("52:54:00:00:00:{nic:02x}"),
             },
             "secrets": {"bmc_password": "hunter2"},
         });
-        let add: AddHost = serde_json::from_value(add).unwrap();
+        let add: HostManifest = serde_json::from_value(add).unwrap();
         let change = intent::enrol(add, format!("uid-{name}"), Timestamp::UNIX_EPOCH).unwrap();
         Stored {
             record: change.record,
