@@ -16,6 +16,7 @@ use crate::boots::Boots;
 use crate::clock;
 use crate::lifecycle::change::Change;
 use crate::lifecycle::record::{Limits, Observed, Record};
+use crate::seeing::Seeing;
 use crate::store::{Store, StoreError, Stored};
 
 /// What a digest is of.
@@ -59,6 +60,7 @@ pub(crate) struct Hosts {
     /// One host comes or goes at a time: store and memory must not disagree on who is there.
     roster: tokio::sync::Mutex<()>,
     started: Timestamp,
+    seeing: Arc<Seeing>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -75,11 +77,17 @@ impl Hosts {
             live: Mutex::default(),
             roster: tokio::sync::Mutex::default(),
             started: clock::now(),
+            seeing: Arc::default(),
         };
         for stored in hosts.store.list().await? {
             hosts.remember(&stored);
         }
         Ok(hosts)
+    }
+
+    /// Looks on at what happens to them.
+    pub(crate) const fn seeing(&self) -> &Arc<Seeing> {
+        &self.seeing
     }
 
     /// Names of all hosts.
@@ -172,6 +180,7 @@ impl Hosts {
             .await
             .map_err(|e| problem_of(&e))?;
         log_events(name, &draft.events);
+        self.seeing.changed(&before, &after, now);
         self.remember(&after);
         live.wake.notify_one();
         Ok((after, answer))

@@ -16,6 +16,7 @@ mod lifecycle;
 mod listen;
 mod netboot;
 mod seal;
+mod seeing;
 mod serve;
 mod store;
 mod tls;

@@ -114,4 +114,7 @@ pub struct ErrorBody {
     /// What a person can do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
+    /// The call's number, as the conductor's log has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
 }

@@ -29,7 +29,6 @@ pub(crate) enum Scope {
     /// In any project: the answer shows what [`super::caller::Visible`] says, or nothing of one.
     Any,
     /// Everywhere.
-    #[expect(dead_code, reason = "the calls for tokens and roles need it")]
     Global,
 }
 
@@ -76,6 +75,9 @@ pub(crate) const TABLE: &[Line] = &[
     view("GET", "/v1/hosts/{name}/explain", Scope::Host),
     view("GET", "/v1/hosts/{name}/events", Scope::Host),
     view("GET", "/v1/version", Scope::Any),
+    view("GET", "/metrics", Scope::Global),
+    line("GET", "/healthz", Who::Anyone),
+    line("GET", "/readyz", Who::Anyone),
 ];
 
 /// What the table says of a call.

@@ -4,6 +4,7 @@
 pub(crate) mod agent;
 pub(crate) mod daemon;
 pub(crate) mod operator;
+pub(crate) mod seeing;
 #[cfg(test)]
 mod resource_tests;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use crate::boots::Boots;
 use crate::hosts::Hosts;
 use crate::lifecycle::driver::Driver;
 use crate::lifecycle::execute::World;
+use crate::seeing::calls;
 
 /// Bytes of a request's body.
 const BODY: usize = 1 << 20;
@@ -78,11 +80,15 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/hosts/{name}/retry", post(operator::retry))
         .route("/v1/hosts/{name}/explain", get(operator::explain))
         .route("/v1/hosts/{name}/events", get(operator::events))
-        .route("/v1/version", get(operator::version));
+        .route("/v1/version", get(operator::version))
+        .route("/metrics", get(seeing::figures));
     let poll = Router::new()
         .route(agent_api::POLL, post(agent::poll))
         .layer(DefaultBodyLimit::max(POLL_BODY));
     let check_in = Router::new().route(agent_api::CHECK_IN, post(daemon::check_in));
+    let health = Router::new()
+        .route("/healthz", get(seeing::alive))
+        .route("/readyz", get(seeing::ready));
     let strangers = Router::new()
         .route(agent_api::HELLO, post(agent::hello))
         .route(agent_api::ENROLL, post(daemon::enroll))
@@ -93,10 +99,15 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .layer(DefaultBodyLimit::max(BODY))
         .merge(strangers)
         .merge(poll)
+        .merge(health)
         .fallback(nothing_here)
         .layer(middleware::from_fn_with_state(
             Arc::clone(&app),
             door::guard,
+        ))
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(app.hosts.seeing()),
+            calls::observe,
         ))
         .with_state(app)
 }
@@ -131,6 +142,7 @@ impl ApiError {
             code: self.0.code,
             detail: self.0.message,
             advice: (!self.0.advice.is_empty()).then_some(self.0.advice),
+            request_id: calls::current(),
         };
         let kind = [(header::CONTENT_TYPE, "application/problem+json")];
         (status, kind, Json(body).into_response().into_body()).into_response()

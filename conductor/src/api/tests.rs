@@ -1,5 +1,8 @@
 //! The API as callers meet it, over a real store and a BMC that always obeys.
 
+#[cfg(test)]
+mod seeing;
+
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -16,6 +16,7 @@ use crate::bmc::{Bmc, BmcError, BootDevice, PowerAction};
 use crate::clock;
 use crate::crash::{self, Moment};
 use crate::hosts::Hosts;
+use crate::seeing::measured::Measured;
 use crate::store::Stored;
 use crate::token;
 
@@ -63,6 +64,7 @@ impl BmcClient {
             open
         } else {
             let client = (world.connect)(spec, &password)?;
+            let client = Measured::of(client, Arc::clone(world.hosts.seeing()));
             (spec.clone(), password, client)
         };
         Ok(self.open.insert(open).2.as_ref())

@@ -1,0 +1,28 @@
+//! What can be seen of the conductor from outside: figures, traces, logs, webhooks, and the bundle
+//! that people send when they want help.
+//!
+//! It looks on and decides nothing: no host waits for it, and what it loses is only sight.
+
+pub(crate) mod calls;
+pub(crate) mod measured;
+pub(crate) mod metrics;
+mod process;
+
+use jiff::Timestamp;
+
+use crate::store::Stored;
+use metrics::Metrics;
+
+/// Everything that looks on.
+#[derive(Debug, Default)]
+pub(crate) struct Seeing {
+    /// Figures.
+    pub(crate) metrics: Metrics,
+}
+
+impl Seeing {
+    /// A host was changed, and the change is stored.
+    pub(crate) fn changed(&self, before: &Stored, after: &Stored, now: Timestamp) {
+        self.metrics.changed(&before.record, &after.record, now);
+    }
+}
