@@ -108,6 +108,11 @@ pub(crate) enum Caller {
 pub(crate) struct Visible(Option<Arc<BTreeSet<String>>>);
 
 impl Visible {
+    /// What the conductor itself sees, for figures of the whole.
+    pub(crate) const fn all() -> Self {
+        Self(None)
+    }
+
     /// Whether something of this project may be shown.
     pub(crate) fn sees(&self, project: &str) -> bool {
         self.0

@@ -7,12 +7,13 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::{ApiError, App};
+use crate::access::caller::Visible;
 use crate::clock;
 use crate::seeing::metrics;
 
 /// `GET /metrics`
 pub(crate) async fn figures(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    let hosts = app.hosts.list().await?;
+    let hosts = app.hosts.list(&Visible::all()).await?;
     let text = app
         .hosts
         .seeing()
@@ -30,7 +31,7 @@ pub(crate) async fn alive() -> &'static str {
 pub(crate) async fn ready(State(app): State<Arc<App>>) -> (StatusCode, &'static str) {
     let stopping = app.stop.is_cancelled();
     // Whoever asks is not known: no more is told than yes or no.
-    match app.hosts.list().await {
+    match app.hosts.list(&Visible::all()).await {
         Ok(_) if !stopping => (StatusCode::OK, "ok\n"),
         Ok(_) => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
         Err(problem) => {
