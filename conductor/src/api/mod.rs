@@ -4,9 +4,9 @@
 pub(crate) mod agent;
 pub(crate) mod daemon;
 pub(crate) mod operator;
-pub(crate) mod seeing;
 #[cfg(test)]
 mod resource_tests;
+pub(crate) mod seeing;
 #[cfg(test)]
 mod tests;
 
