@@ -19,7 +19,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 
 /// A call that gave no usable answer.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum CallError {
+pub enum CallError {
     /// No answer at all.
     #[error("the conductor at {url} does not answer ({why})")]
     Unreachable {
@@ -138,19 +138,7 @@ impl Conductor {
         if bytes.len() as u64 > REPLY_LIMIT {
             return Err(self.malformed(format!("more than {REPLY_LIMIT} bytes")));
         }
-        let url = self.url.clone();
-        match status.as_u16() {
-            200..=299 => Ok(bytes),
-            401 | 403 => Err(CallError::Unauthorized {
-                url,
-                detail: detail(&bytes),
-            }),
-            status => Err(CallError::Status {
-                url,
-                status,
-                detail: detail(&bytes),
-            }),
-        }
+        read_reply(&self.url, status.as_u16(), bytes)
     }
 
     fn unreachable(&self, error: &dyn std::error::Error) -> CallError {
@@ -165,6 +153,23 @@ impl Conductor {
             url: self.url.clone(),
             why,
         }
+    }
+}
+
+/// What an answer of the conductor at `url` comes to: its body, or the refusal in it.
+pub fn read_reply(url: &str, status: u16, bytes: Vec<u8>) -> Result<Vec<u8>, CallError> {
+    let url = url.to_owned();
+    match status {
+        200..=299 => Ok(bytes),
+        401 | 403 => Err(CallError::Unauthorized {
+            url,
+            detail: detail(&bytes),
+        }),
+        status => Err(CallError::Status {
+            url,
+            status,
+            detail: detail(&bytes),
+        }),
     }
 }
 

@@ -100,7 +100,7 @@ pub(crate) struct Mount<'a> {
 
 /// How a machine leaves the ramdisk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Departure {
+pub enum Departure {
     /// Through the firmware.
     Reboot,
     /// Into the kernel that [`Kernel::load_kexec`] put in memory.

@@ -20,7 +20,7 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 }
 
 /// A client configuration that trusts one CA.
-pub(crate) fn pinned(pin: CaPin) -> Result<ClientConfig, rustls::Error> {
+pub fn pinned(pin: CaPin) -> Result<ClientConfig, rustls::Error> {
     let provider = provider();
     let verifier = Arc::new(PinnedCa {
         pin,

@@ -20,6 +20,7 @@ pub mod machine;
 pub mod net;
 pub mod odd_image;
 mod qmp;
+pub mod swarm;
 pub mod timeline;
 pub mod vm;
 

@@ -51,6 +51,8 @@ enum Task {
     Console { host: usize },
     /// Deploy a 2.5 GiB image as raw and in our best form, and print where the time went.
     BenchDeploy,
+    /// Play any number of servers in this process, against conductors that run already.
+    Swarm(ferrite_tests::swarm::command::SwarmArgs),
     /// Take one virtual host from powered off and unknown to provisioned, before your eyes.
     Demo {
         /// Leave the lab up afterwards.
@@ -120,8 +122,13 @@ fn perform(cli: &Cli) -> Result<()> {
         Task::Fault { target, rules } => fault(&dir, target, rules),
         Task::Console { host } => console(&status(&dir)?, *host),
         Task::BenchDeploy => ferrite_tests::bench_deploy::run(),
+        Task::Swarm(swarm) => in_runtime(ferrite_tests::swarm::command::run(swarm)),
         Task::Demo { keep } => ferrite_tests::demo::run(*keep),
     }
+}
+
+fn in_runtime(work: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Runtime::new()?.block_on(work)
 }
 
 fn start(up: &Up, dir: &Path) -> Result<()> {

@@ -4,6 +4,7 @@
 //! never called, opens no port, and runs nothing that anybody sends.
 
 mod cloud_init;
+pub(crate) mod contact;
 pub(crate) mod install;
 mod keep;
 mod report;
@@ -14,25 +15,17 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use ferrite_proto::agent_api::{
-    CHECK_IN, CheckIn, CheckInReply, CloudInitStage, DaemonConfig, ENROLL, Enroll, EnrollReply,
+    CHECK_IN, CheckIn, CheckInReply, DaemonConfig, ENROLL, EnrollReply,
 };
 use ferrite_proto::secret::Secret;
-use sha2::{Digest, Sha256};
 
+use self::contact::{Call, Contact};
 use crate::conductor::{CallError, Conductor};
 use crate::ramdisk::worker::identity;
 use crate::root::Root;
 
 /// How long a call may take.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Between check-ins while cloud-init is at work: somebody is waiting for it.
-const WHILE_STARTING: Duration = Duration::from_secs(2);
-/// What the conductor may ask for.
-const LONGEST_INTERVAL: u32 = 3600;
-/// Wait after a refusal: only a person can change it.
-const AFTER_REFUSAL: Duration = Duration::from_mins(1);
-/// Longest wait for a conductor that does not answer.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// `ferrite-agent daemon`.
 #[derive(Debug, Args)]
@@ -82,12 +75,8 @@ fn serve(args: &DaemonArgs) -> anyhow::Result<()> {
 struct Daemon {
     root: Root,
     conductor: Conductor,
-    config: DaemonConfig,
+    contact: Contact,
     config_path: PathBuf,
-    key: Secret<String>,
-    /// Whether this process has enrolled, or need not.
-    enrolled: bool,
-    failures: u32,
 }
 
 impl Daemon {
@@ -98,96 +87,61 @@ impl Daemon {
         config_path: PathBuf,
         key: Secret<String>,
     ) -> Self {
-        let enrolled = config.credential.expose().is_empty();
         Self {
             root,
             conductor,
-            config,
+            contact: Contact::new(config, key),
             config_path,
-            key,
-            enrolled,
-            failures: 0,
         }
     }
 
     /// Makes one call and returns how long to wait before the next.
     fn round(&mut self) -> Duration {
-        let result = if self.enrolled {
-            self.check_in()
-        } else {
-            self.enroll()
+        let result = match self.contact.next() {
+            Call::CheckIn => self.check_in(),
+            Call::Enroll => self.enroll(),
         };
-        match result {
-            Ok(wait) => {
-                self.failures = 0;
-                wait
-            }
-            Err(error @ CallError::Unauthorized { .. }) => {
+        result.unwrap_or_else(|error| {
+            let wait = self.contact.failed(&error);
+            if matches!(error, CallError::Unauthorized { .. }) {
                 tracing::error!(
                     "{error}; deploy this host again, or register it again, to let it back in"
                 );
-                // A refused enrolment may mean that an earlier life of this daemon got through.
-                self.enrolled = !self.enrolled || self.config.credential.expose().is_empty();
-                AFTER_REFUSAL
-            }
-            Err(error) => {
-                self.failures = self.failures.saturating_add(1);
-                let doubled = 1_u64.checked_shl(self.failures - 1).unwrap_or(u64::MAX);
-                let wait = Duration::from_secs(doubled).min(LONGEST_WAIT);
+            } else {
                 tracing::warn!("{error}; trying again in {} s", wait.as_secs());
-                wait
             }
-        }
+            wait
+        })
     }
 
-    /// Has the key known. Sent again unchanged when the reply was lost.
     fn enroll(&mut self) -> Result<Duration, CallError> {
-        let digest = Sha256::digest(self.key.expose());
-        let enroll = Enroll {
-            credential: self.config.credential.clone(),
-            key_sha256: ferrite_proto::digest::to_hex(&digest),
-            identity: identity(&self.root),
-        };
+        let enroll = self.contact.enroll(identity(&self.root));
         let reply: EnrollReply = self.conductor.call(ENROLL, None, &enroll, PATIENCE)?;
         tracing::info!(host = %reply.host, "enrolled");
-        self.enrolled = true;
-        Ok(Duration::ZERO)
+        Ok(self.contact.enrolled())
     }
 
     fn check_in(&mut self) -> Result<Duration, CallError> {
         let report: CheckIn = report::read(&self.root);
-        let starting = report.cloud_init.stage == CloudInitStage::Running;
-        let reply: CheckInReply =
-            self.conductor
-                .call(CHECK_IN, Some(&self.key), &report, PATIENCE)?;
-        self.forget_credential();
-        let asked = reply.check_in_seconds.clamp(1, LONGEST_INTERVAL);
-        let asked = Duration::from_secs(asked.into());
-        Ok(if starting {
-            asked.min(WHILE_STARTING)
-        } else {
-            asked
-        })
-    }
-
-    /// The credential is void once the key was used: it need not lie around.
-    fn forget_credential(&mut self) {
-        if self.config.credential.expose().is_empty() {
-            return;
-        }
-        self.config.credential = Secret::new(String::new());
-        if let Err(error) = keep::write_config(&self.config_path, &self.config) {
+        let key = Some(self.contact.key());
+        let reply: CheckInReply = self.conductor.call(CHECK_IN, key, &report, PATIENCE)?;
+        if self.contact.forget_credential()
+            && let Err(error) = keep::write_config(&self.config_path, self.contact.config())
+        {
             tracing::warn!(%error, "the used credential could not be taken out of the config file");
         }
+        Ok(self.contact.checked_in(&reply, report.cloud_init.stage))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::contact::AFTER_REFUSAL;
     use super::*;
     use crate::conductor::fixture::{Answer, serve};
     use ferrite_proto::boot::CaPin;
     use serde_json::{Value, json};
+    use sha2::{Digest, Sha256};
     use std::sync::{Arc, Mutex};
 
     fn config() -> DaemonConfig {

@@ -13,6 +13,6 @@ mod leases;
 mod links;
 pub(crate) mod message;
 pub(crate) mod modules;
-mod poll;
-mod session;
+pub(crate) mod poll;
+pub(crate) mod session;
 pub(crate) mod worker;

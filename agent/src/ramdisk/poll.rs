@@ -14,7 +14,7 @@ use ferrite_proto::step::{BootMethod, Outcome, Progress, Step};
 use super::message::{self, say};
 use super::session::{Deed, Saved, Session};
 use crate::conductor::{CallError, Conductor};
-use crate::kernel::Departure;
+pub use crate::kernel::Departure;
 
 /// How often a running step is reported.
 const REPORT: Duration = Duration::from_secs(1);
@@ -198,7 +198,8 @@ impl Running {
     }
 }
 
-fn departure_of(outcome: &Outcome) -> Option<Departure> {
+/// Whether an outcome means that the agent leaves once it is delivered, and how.
+pub fn departure_of(outcome: &Outcome) -> Option<Departure> {
     match outcome {
         Outcome::Booting {
             method: BootMethod::Kexec,
@@ -220,7 +221,7 @@ fn wait_after(error: &CallError, failures: u32) {
 }
 
 /// 1, 2, 4, 8 and then 15 seconds.
-pub(crate) fn backoff(failures: u32) -> Duration {
+pub fn backoff(failures: u32) -> Duration {
     let seconds = 1_u64
         .checked_shl(failures.saturating_sub(1))
         .unwrap_or(u64::MAX);

@@ -15,22 +15,22 @@ const WAITING_LIMIT: usize = 200;
 
 /// What outlives a child: kept by PID 1, who does not look inside.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Saved {
+pub struct Saved {
     /// For `Authorization: Bearer`.
-    pub(crate) token: Secret<String>,
+    pub token: Secret<String>,
     /// The host's name in Ferrite.
-    pub(crate) host: String,
+    pub host: String,
     /// How long a poll may be held open.
-    pub(crate) poll_seconds: u32,
+    pub poll_seconds: u32,
     /// The order that was taken and is not yet reported as ended.
-    pub(crate) taken: Option<u64>,
+    pub taken: Option<u64>,
 }
 
 /// A poll's answer with the step not yet understood, so that an order of a newer conductor can be
 /// refused by its number.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(crate) struct Answer {
+pub struct Answer {
     order: Option<RawOrder>,
     cancel: Option<u64>,
 }
@@ -43,7 +43,7 @@ struct RawOrder {
 
 /// What an answer means.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Deed {
+pub enum Deed {
     /// Start this step now.
     Start(Box<Order>),
     /// Tell the running step to stop.
@@ -52,7 +52,7 @@ pub(crate) enum Deed {
 
 /// The machine.
 #[derive(Debug)]
-pub(crate) struct Session {
+pub struct Session {
     sequence: u64,
     in_flight: Option<Poll>,
     waiting: Vec<Report>,
@@ -68,7 +68,7 @@ pub(crate) struct Session {
 
 impl Session {
     /// A session of the `restarts`-th child. Its polls are numbered above all earlier ones.
-    pub(crate) fn new(restarts: u32) -> Self {
+    pub fn new(restarts: u32) -> Self {
         Self {
             sequence: u64::from(restarts) << 32,
             in_flight: None,
@@ -82,7 +82,7 @@ impl Session {
     }
 
     /// Says that an earlier child was cut off in this order.
-    pub(crate) fn interrupted(&mut self, order: u64, why: &str) {
+    pub fn interrupted(&mut self, order: u64, why: &str) {
         self.highest = order;
         let message = format!("the agent was restarted in the middle of the step ({why})");
         let advice = "the step starts again from its beginning";
@@ -91,7 +91,7 @@ impl Session {
     }
 
     /// The order that must not be lost when this child dies.
-    pub(crate) fn taken(&self) -> Option<u64> {
+    pub fn taken(&self) -> Option<u64> {
         self.accepted
             .as_ref()
             .map(|order| order.number)
@@ -100,7 +100,7 @@ impl Session {
     }
 
     /// A line for the host's log.
-    pub(crate) fn log(&mut self, line: &str) {
+    pub fn log(&mut self, line: &str) {
         if self.waiting.len() < WAITING_LIMIT {
             let line = line.chars().take(LOG_CHARS).collect();
             self.waiting.push(Report::Log { line });
@@ -108,7 +108,7 @@ impl Session {
     }
 
     /// How far the running step is; only the newest waits.
-    pub(crate) fn progress(&mut self, progress: Progress) {
+    pub fn progress(&mut self, progress: Progress) {
         let Some(order) = self.running else { return };
         self.waiting
             .retain(|report| !matches!(report, Report::Progress { .. }));
@@ -116,7 +116,7 @@ impl Session {
     }
 
     /// The running step has ended.
-    pub(crate) fn ended(&mut self, result: Result<Outcome, Problem>, seconds: f64) {
+    pub fn ended(&mut self, result: Result<Outcome, Problem>, seconds: f64) {
         let Some(order) = self.running.take() else {
             return;
         };
@@ -134,17 +134,17 @@ impl Session {
     }
 
     /// Takes no order any more.
-    pub(crate) fn leave(&mut self) {
+    pub fn leave(&mut self) {
         self.leaving = true;
     }
 
     /// Whether everything reported so far has reached the conductor.
-    pub(crate) fn all_delivered(&self) -> bool {
+    pub fn all_delivered(&self) -> bool {
         self.in_flight.is_none() && self.waiting.is_empty()
     }
 
     /// The poll to send: the unanswered one unchanged, else a new one with all that waits.
-    pub(crate) fn poll(&mut self) -> Poll {
+    pub fn poll(&mut self) -> Poll {
         let next = || {
             self.sequence += 1;
             Poll {
@@ -156,7 +156,7 @@ impl Session {
     }
 
     /// Takes the answer to the poll in flight.
-    pub(crate) fn answered(&mut self, answer: Answer) -> Vec<Deed> {
+    pub fn answered(&mut self, answer: Answer) -> Vec<Deed> {
         let Some(poll) = self.in_flight.take() else {
             return Vec::new();
         };

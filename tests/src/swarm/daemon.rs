@@ -1,0 +1,122 @@
+//! The host daemon on a simulated OS: the real daemon's contact, driven as the agent's
+//! `daemon/mod.rs` drives it.
+
+use std::time::Duration;
+
+use ferrite_agent::protocol::{Call, CallError, Contact};
+use ferrite_proto::agent_api::{
+    CHECK_IN, CheckIn, CheckInReply, CloudInit, CloudInitStage, DaemonConfig, ENROLL, EnrollReply,
+};
+use ferrite_proto::secret::Secret;
+use jiff::{SignedDuration, Timestamp};
+use tokio::time::Instant;
+
+use super::Shared;
+use super::dial::Dial;
+use super::machine::Machine;
+
+/// How long a call may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs for as long as the OS does.
+pub(super) async fn run(machine: &Machine, shared: &Shared, config: DaemonConfig) {
+    let dialled = shared
+        .exchange
+        .dial(&config.url, &shared.settings.servers, config.ca);
+    let Ok(dial) = dialled else { return };
+    let key = key(machine);
+    machine.keep_key(key.clone());
+    let mut daemon = Daemon {
+        machine,
+        shared,
+        dial,
+        contact: Contact::new(config, key),
+        boot_id: uuid::Uuid::new_v4().to_string(),
+        booted: Timestamp::now(),
+        started: Instant::now(),
+    };
+    loop {
+        let wait = daemon.round().await;
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// The key that an earlier start of this OS made, else a new one.
+fn key(machine: &Machine) -> Secret<String> {
+    let used = machine.disk().daemon;
+    let used = used.is_some_and(|config| config.credential.expose().is_empty());
+    let kept = machine.daemon_key().filter(|_| used);
+    kept.unwrap_or_else(|| {
+        let (a, b) = (uuid::Uuid::new_v4(), uuid::Uuid::new_v4());
+        Secret::new(format!("{}{}", a.simple(), b.simple()))
+    })
+}
+
+struct Daemon<'a> {
+    machine: &'a Machine,
+    shared: &'a Shared,
+    dial: Dial,
+    contact: Contact,
+    boot_id: String,
+    booted: Timestamp,
+    started: Instant,
+}
+
+impl Daemon<'_> {
+    async fn round(&mut self) -> Duration {
+        let result = match self.contact.next() {
+            Call::Enroll => self.enroll().await,
+            Call::CheckIn => self.check_in().await,
+        };
+        self.shared.counts.call(&result);
+        result.unwrap_or_else(|error| self.contact.failed(&error))
+    }
+
+    async fn enroll(&mut self) -> Result<Duration, CallError> {
+        let enroll = self.contact.enroll(self.machine.identity());
+        let _: EnrollReply = self.dial.call(ENROLL, None, &enroll, PATIENCE).await?;
+        self.machine.note(|deeds| deeds.enrolled += 1);
+        Ok(self.contact.enrolled())
+    }
+
+    async fn check_in(&mut self) -> Result<Duration, CallError> {
+        let report = self.report();
+        let key = Some(self.contact.key());
+        let reply: CheckInReply = self.dial.call(CHECK_IN, key, &report, PATIENCE).await?;
+        self.machine.note(|deeds| deeds.check_ins += 1);
+        if self.contact.forget_credential() {
+            let config = self.contact.config().clone();
+            self.machine.change_disk(|disk| disk.daemon = Some(config));
+        }
+        Ok(self.contact.checked_in(&reply, report.cloud_init.stage))
+    }
+
+    fn report(&self) -> CheckIn {
+        let up = self.started.elapsed();
+        let ended = up >= self.shared.settings.pace.cloud_init;
+        CheckIn {
+            boot_id: self.boot_id.clone(),
+            booted_at: self.booted,
+            uptime_seconds: up.as_secs_f64(),
+            os: "Debian GNU/Linux 13 (simulated)".to_owned(),
+            kernel: "6.12.0-amd64".to_owned(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            cloud_init: self.cloud_init(ended),
+        }
+    }
+
+    fn cloud_init(&self, ended: bool) -> CloudInit {
+        let took = SignedDuration::try_from(self.shared.settings.pace.cloud_init);
+        let finished = self.booted.checked_add(took.unwrap_or_default()).ok();
+        CloudInit {
+            stage: if ended {
+                CloudInitStage::Done
+            } else {
+                CloudInitStage::Running
+            },
+            datasource: Some("DataSourceConfigDrive".to_owned()),
+            errors: Vec::new(),
+            finished_at: finished.filter(|_| ended),
+        }
+    }
+}

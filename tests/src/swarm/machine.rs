@@ -1,0 +1,286 @@
+//! A simulated server: power, firmware, a disk, and what runs on it. Everything that it did is
+//! counted, so that a test can say that nothing happened twice.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ferrite_agent::protocol::Departure;
+use ferrite_proto::agent_api::{DaemonConfig, Identity};
+use ferrite_proto::boot::BootParameters;
+use ferrite_proto::image::ImageRef;
+use ferrite_proto::mac::Mac;
+use ferrite_proto::secret::Secret;
+use tokio::sync::watch;
+
+use super::Shared;
+use super::pace::Chance;
+use super::{daemon, ramdisk};
+
+/// How long firmware waits before it asks again for something to boot.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// A server.
+#[derive(Debug)]
+pub struct Machine {
+    /// Its place in the swarm.
+    pub number: u32,
+    /// What it is enrolled as.
+    pub name: String,
+    /// The NIC it boots from.
+    pub mac: Mac,
+    /// SMBIOS UUID.
+    pub uuid: String,
+    power: watch::Sender<Supply>,
+    inside: Mutex<Inside>,
+    chance: Mutex<Chance>,
+    bmc_requests: AtomicU64,
+}
+
+/// The power supply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Supply {
+    on: bool,
+    /// Grows with every switch.
+    turn: u64,
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    network_once: bool,
+    disk: Disk,
+    deeds: Deeds,
+    daemon_key: Option<Secret<String>>,
+}
+
+/// What lies on the disk.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Disk {
+    /// A whole image.
+    pub(super) image: Option<ImageRef>,
+    /// From the config drive.
+    pub(super) daemon: Option<DaemonConfig>,
+}
+
+/// What a machine did since the swarm began.
+#[derive(Debug, Clone, Default)]
+pub struct Deeds {
+    /// Numbers of the orders that it began, in this order.
+    pub orders: Vec<u64>,
+    /// How often the power came on, and firmware ran.
+    pub firmware_boots: u32,
+    /// Agents that were let in.
+    pub hellos: u32,
+    /// Times that the disk was erased.
+    pub erased: u32,
+    /// Images that were begun.
+    pub images_begun: u32,
+    /// Images that were written to the end.
+    pub images_written: u32,
+    /// Config drives that were written.
+    pub config_drives: u32,
+    /// Times that the deployed OS started.
+    pub os_starts: u32,
+    /// Daemons that were let in.
+    pub enrolled: u32,
+    /// Check-ins that were answered.
+    pub check_ins: u64,
+}
+
+impl Machine {
+    pub(super) fn new(number: u32, name: String, seed: u64) -> Self {
+        let [_, a, b, c] = number.to_be_bytes();
+        Self {
+            number,
+            name,
+            mac: Mac([0x02, 0xfe, 0, a, b, c]),
+            uuid: format!("fe771e00-0000-4000-8000-{number:012x}"),
+            power: watch::Sender::default(),
+            inside: Mutex::default(),
+            chance: Mutex::new(Chance::new(seed, number)),
+            bmc_requests: AtomicU64::new(0),
+        }
+    }
+
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it did so far.
+    pub fn deeds(&self) -> Deeds {
+        self.inside().deeds.clone()
+    }
+
+    /// The key of the daemon that runs on it, for calls in its name.
+    pub fn daemon_key(&self) -> Option<Secret<String>> {
+        self.inside().daemon_key.clone()
+    }
+
+    /// What its BMC was asked so far.
+    pub fn bmc_requests(&self) -> u64 {
+        self.bmc_requests.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note(&self, note: impl FnOnce(&mut Deeds)) {
+        note(&mut self.inside().deeds);
+    }
+
+    pub(super) fn disk(&self) -> Disk {
+        self.inside().disk.clone()
+    }
+
+    pub(super) fn change_disk(&self, change: impl FnOnce(&mut Disk)) {
+        change(&mut self.inside().disk);
+    }
+
+    pub(super) fn keep_key(&self, key: Secret<String>) {
+        self.inside().daemon_key = Some(key);
+    }
+
+    pub(super) fn count_bmc_request(&self) {
+        self.bmc_requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether something that happens so often happens now.
+    pub(super) fn happens(&self, per_mille: u32) -> bool {
+        let mut chance = self.chance.lock().unwrap_or_else(PoisonError::into_inner);
+        chance.happens(per_mille)
+    }
+
+    pub(super) fn serial(&self) -> String {
+        format!("SWARM{:06}", self.number)
+    }
+
+    pub(super) fn identity(&self) -> Identity {
+        Identity {
+            uuid: Some(self.uuid.clone()),
+            serial: Some(self.serial()),
+            macs: vec![self.mac],
+        }
+    }
+
+    /// Whether it has power.
+    pub fn is_on(&self) -> bool {
+        self.power.borrow().on
+    }
+
+    pub(super) fn power_on(&self) {
+        self.switch(|supply| !supply.on, true);
+    }
+
+    /// Takes its power, as a pulled plug would.
+    pub fn power_off(&self) {
+        self.switch(|supply| supply.on, false);
+    }
+
+    pub(super) fn restart(&self) {
+        self.switch(|_| true, true);
+    }
+
+    fn switch(&self, when: impl FnOnce(&Supply) -> bool, on: bool) {
+        self.power.send_if_modified(|supply| {
+            let acts = when(supply);
+            if acts {
+                supply.on = on;
+                supply.turn += 1;
+            }
+            acts
+        });
+    }
+
+    pub(super) fn boots_network_once(&self) -> bool {
+        self.inside().network_once
+    }
+
+    pub(super) fn boot_network_once(&self, wanted: bool) {
+        self.inside().network_once = wanted;
+    }
+
+    /// Lives for as long as the swarm does.
+    pub(super) async fn run(self: Arc<Self>, shared: Arc<Shared>) {
+        let mut power = self.power.subscribe();
+        loop {
+            let supply = *power.borrow_and_update();
+            let life = async {
+                if supply.on {
+                    self.power_cycle(&shared).await;
+                }
+                // Off, or switched by what ran: the supply has changed, or will.
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                changed = power.changed() => if changed.is_err() { return },
+                () = life => {}
+            }
+        }
+    }
+
+    /// From power on until it is switched off or reset, which ends this future.
+    async fn power_cycle(&self, shared: &Shared) {
+        self.note(|deeds| deeds.firmware_boots += 1);
+        tokio::time::sleep(shared.settings.pace.post).await;
+        loop {
+            let network = std::mem::take(&mut self.inside().network_once);
+            if !network && self.disk().image.is_some() {
+                return self.os(shared).await;
+            }
+            match self.boot_words(shared).await {
+                Script::Ramdisk(words) => return self.ramdisk(shared, &words).await,
+                Script::OwnDisk if self.disk().image.is_some() => return self.os(shared).await,
+                Script::OwnDisk | Script::Unknown => {}
+            }
+            // The firmware begins its round again; an override that was used stays used.
+            tokio::time::sleep(ASK_AGAIN.min(shared.settings.pace.post * 10)).await;
+        }
+    }
+
+    /// What netboot has for this machine, of the first conductor that answers.
+    async fn boot_words(&self, shared: &Shared) -> Script {
+        for netboot in &shared.settings.netboot {
+            let url = format!("{netboot}/boot.ipxe?mac={}", self.mac);
+            let answer = match shared.firmware.get(url).send().await {
+                Ok(answer) => answer.text().await,
+                Err(error) => Err(error),
+            };
+            let Ok(script) = answer else { continue };
+            if let Some(words) = kernel_words(&script) {
+                return Script::Ramdisk(Box::new(words));
+            }
+            if script.contains("boots its own disk") {
+                return Script::OwnDisk;
+            }
+        }
+        Script::Unknown
+    }
+
+    async fn ramdisk(&self, shared: &Shared, words: &BootParameters) {
+        tokio::time::sleep(shared.settings.pace.netboot).await;
+        match ramdisk::run(self, shared, words).await {
+            Departure::Kexec => self.os(shared).await,
+            Departure::Reboot => self.restart(),
+            Departure::PowerOff => self.power_off(),
+        }
+    }
+
+    async fn os(&self, shared: &Shared) {
+        self.note(|deeds| deeds.os_starts += 1);
+        tokio::time::sleep(shared.settings.pace.os).await;
+        let Some(config) = self.disk().daemon else {
+            return;
+        };
+        daemon::run(self, shared, config).await;
+    }
+}
+
+/// What firmware is told to boot.
+enum Script {
+    Ramdisk(Box<BootParameters>),
+    OwnDisk,
+    Unknown,
+}
+
+fn kernel_words(script: &str) -> Option<BootParameters> {
+    let line = script.lines().find(|line| line.starts_with("kernel "))?;
+    let (words, _) = line.split_once(" || ")?;
+    BootParameters::parse(words).ok()
+}

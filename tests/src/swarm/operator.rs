@@ -1,0 +1,199 @@
+//! A person at the conductor's API: enrols machines of a swarm, deploys them, looks at them. Over
+//! HTTP as everybody, with its own client for as many connections as are wanted.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use ferrite_proto::api::{AddHost, Provision};
+use ferrite_proto::host::{Host, HostSecrets, HostSpec};
+use ferrite_proto::image::ImageRef;
+use ferrite_proto::secret::Secret;
+use futures_util::StreamExt;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::{Machine, PASSWORD, Swarm, USER};
+
+/// Somebody with a token.
+#[derive(Debug, Clone)]
+pub struct Operator {
+    client: reqwest::Client,
+    url: String,
+    token: String,
+}
+
+impl Operator {
+    /// Of a conductor at `url`, with the files that it made for people at its first start.
+    pub fn new(url: &str, token_file: &Path, ca_file: &Path) -> Result<Self> {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let token = std::fs::read_to_string(token_file)
+            .with_context(|| format!("reading {}", token_file.display()))?;
+        let ca =
+            std::fs::read(ca_file).with_context(|| format!("reading {}", ca_file.display()))?;
+        let client = reqwest::Client::builder()
+            .tls_certs_only(reqwest::Certificate::from_pem_bundle(&ca)?)
+            .no_proxy()
+            .timeout(Duration::from_secs(120))
+            .build()?;
+        Ok(Self {
+            client,
+            url: url.to_owned(),
+            token: token.trim().to_owned(),
+        })
+    }
+
+    /// The same person at another conductor.
+    pub fn at(&self, url: &str) -> Self {
+        Self {
+            url: url.to_owned(),
+            ..self.clone()
+        }
+    }
+
+    /// A call, as it was answered.
+    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.client
+            .request(method, format!("{}{path}", self.url))
+            .bearer_auth(&self.token)
+    }
+
+    /// A call that must be answered well.
+    pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
+        let mut request = self.request(method, path);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let context = || format!("asking {}{path}", self.url);
+        let response = request.send().await.with_context(context)?;
+        let status = response.status();
+        let text = response.text().await.with_context(context)?;
+        if !status.is_success() {
+            bail!("{} {path}: {status}: {text}", self.url);
+        }
+        if text.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_str(&text).with_context(context)
+    }
+
+    /// Whether the conductor answers.
+    pub async fn is_served(&self) -> bool {
+        let request = self.request(Method::GET, "/v1/version");
+        let answer = request.timeout(Duration::from_secs(2)).send().await;
+        answer.is_ok_and(|answer| answer.status() == StatusCode::OK)
+    }
+
+    /// Enrols a machine.
+    pub async fn add(&self, swarm: &Swarm, machine: &Machine) -> Result<()> {
+        let spec: HostSpec = serde_json::from_value(json!({
+            "bmc": {"address": swarm.bmc_address(machine), "username": USER},
+            "boot_mac": machine.mac,
+        }))?;
+        let add = AddHost {
+            name: machine.name.clone(),
+            spec,
+            secrets: HostSecrets {
+                bmc_password: Some(Secret::new(PASSWORD.to_owned())),
+                ..HostSecrets::default()
+            },
+        };
+        let body = serde_json::to_value(add)?;
+        self.call(Method::POST, "/v1/hosts", Some(&body)).await?;
+        Ok(())
+    }
+
+    /// Enrols machines, `at_once` calls at a time. Returns how long each call took.
+    pub async fn add_all(
+        &self,
+        swarm: &Swarm,
+        machines: &[std::sync::Arc<Machine>],
+        at_once: usize,
+    ) -> Result<Vec<Duration>> {
+        let calls = machines.iter().map(|machine| async move {
+            let started = Instant::now();
+            self.add(swarm, machine).await.map(|()| started.elapsed())
+        });
+        let mut calls = futures_util::stream::iter(calls).buffer_unordered(at_once);
+        let mut took = Vec::with_capacity(machines.len());
+        while let Some(call) = calls.next().await {
+            took.push(call?);
+        }
+        Ok(took)
+    }
+
+    /// Has machines deployed, `at_once` calls at a time.
+    pub async fn provision_all(
+        &self,
+        machines: &[std::sync::Arc<Machine>],
+        at_once: usize,
+    ) -> Result<()> {
+        let image: ImageRef = serde_json::from_value(json!({
+            "url": "http://192.0.2.1/images/debian.raw.zst",
+            "digest": format!("sha256:{}", "5a".repeat(32)),
+        }))?;
+        let provision = Provision {
+            image,
+            secrets: HostSecrets::default(),
+            root_device_hints: None,
+            boot_method: None,
+        };
+        let body = &serde_json::to_value(provision)?;
+        let calls = machines.iter().map(|machine| async move {
+            let path = format!("/v1/hosts/{}/provision", machine.name);
+            self.call(Method::POST, &path, Some(body)).await
+        });
+        let mut calls = futures_util::stream::iter(calls).buffer_unordered(at_once);
+        while let Some(call) = calls.next().await {
+            call?;
+        }
+        Ok(())
+    }
+
+    /// A host as it is shown.
+    pub async fn host(&self, name: &str) -> Result<Host> {
+        let path = format!("/v1/hosts/{name}");
+        let host = self.call(Method::GET, &path, None).await?;
+        serde_json::from_value(host).with_context(|| format!("reading {name}"))
+    }
+
+    /// How many hosts there are of each state, over all pages.
+    pub async fn states(&self) -> Result<std::collections::BTreeMap<String, usize>> {
+        let mut states = std::collections::BTreeMap::new();
+        let mut path = "/v1/hosts?limit=1000".to_owned();
+        loop {
+            let list = self.call(Method::GET, &path, None).await?;
+            let items = list["items"].as_array().or(list["hosts"].as_array());
+            for host in items.into_iter().flatten() {
+                let state = host["status"]["state"].as_str().unwrap_or("unknown");
+                *states.entry(state.to_owned()).or_default() += 1;
+            }
+            match list["metadata"]["continue"].as_str() {
+                Some(next) if !next.is_empty() => {
+                    path = format!("/v1/hosts?limit=1000&continue={next}");
+                }
+                _ => return Ok(states),
+            }
+        }
+    }
+
+    /// Waits until so many hosts are in a state.
+    pub async fn until_state(
+        &self,
+        state: &str,
+        count: usize,
+        patience: Duration,
+    ) -> Result<Duration> {
+        let started = Instant::now();
+        loop {
+            let states = self.states().await?;
+            if states.get(state).copied().unwrap_or(0) >= count {
+                return Ok(started.elapsed());
+            }
+            if started.elapsed() > patience {
+                bail!("waited {patience:?} for {count} hosts to be {state}: {states:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+}
