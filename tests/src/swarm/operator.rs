@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use ferrite_proto::api::{AddHost, Provision};
-use ferrite_proto::host::{Host, HostSecrets, HostSpec};
+use ferrite_proto::api::Provision;
+use ferrite_proto::host::{Host, HostManifest, HostSecrets, HostSpec};
 use ferrite_proto::image::ImageRef;
 use ferrite_proto::secret::Secret;
 use futures_util::StreamExt;
@@ -90,14 +90,11 @@ impl Operator {
             "bmc": {"address": swarm.bmc_address(machine), "username": USER},
             "boot_mac": machine.mac,
         }))?;
-        let add = AddHost {
-            name: machine.name.clone(),
-            spec,
-            secrets: HostSecrets {
-                bmc_password: Some(Secret::new(PASSWORD.to_owned())),
-                ..HostSecrets::default()
-            },
+        let secrets = HostSecrets {
+            bmc_password: Some(Secret::new(PASSWORD.to_owned())),
+            ..HostSecrets::default()
         };
+        let add = HostManifest::new(machine.name.as_str(), spec, secrets);
         let body = serde_json::to_value(add)?;
         self.call(Method::POST, "/v1/hosts", Some(&body)).await?;
         Ok(())
@@ -163,7 +160,7 @@ impl Operator {
         let mut path = "/v1/hosts?limit=1000".to_owned();
         loop {
             let list = self.call(Method::GET, &path, None).await?;
-            let items = list["items"].as_array().or(list["hosts"].as_array());
+            let items = list["items"].as_array();
             for host in items.into_iter().flatten() {
                 let state = host["status"]["state"].as_str().unwrap_or("unknown");
                 *states.entry(state.to_owned()).or_default() += 1;

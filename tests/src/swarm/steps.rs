@@ -69,6 +69,13 @@ pub(super) async fn run(
             let method = *method;
             Ok(Outcome::Booting { method, detail })
         }
+        Step::Rescue { .. } => {
+            tokio::time::sleep(pace.step).await;
+            Ok(Outcome::RescueReady {
+                addresses: vec![format!("127.0.0.1 of {}", machine.name)],
+                host_keys: vec!["SHA256:simulated".to_owned()],
+            })
+        }
         Step::PowerOff => Ok(Outcome::PoweringOff),
     }
 }
