@@ -1,88 +1,60 @@
 //! The hosts of this conductor: changing one, waiting for a change, finding the one a digest is of.
 //!
-//! What is in memory here can be thrown away at any time: it is made from the store at start.
+//! Reads come from memory ([`Roll`]), changes go to the store first. Not here: what a change means.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use ferrite_proto::api::HostEvent;
-use ferrite_proto::host::Host;
+use ferrite_proto::host::{Host, Run};
+use ferrite_proto::inventory::Inventory;
 use ferrite_proto::problem::{Code, Problem};
 use jiff::Timestamp;
-use tokio::sync::{Notify, watch};
+use serde_json::Value;
+use tokio::sync::{broadcast, watch};
 
 use crate::access::caller::Visible;
+use crate::actor::Actor;
 use crate::boots::Boots;
 use crate::clock;
+use crate::documents::Documents;
 use crate::lifecycle::change::Change;
-use crate::lifecycle::record::{Limits, Observed, Record};
+use crate::lifecycle::record::{Limits, Observed};
+pub(crate) use crate::roll::{Changed, Credential, Live};
+use crate::roll::{HOST, Roll};
 use crate::seeing::Seeing;
-use crate::store::{Store, StoreError, Stored};
+use crate::store::writer::Writer;
+use crate::store::{
+    AuditEntry, AuditHead, AuditLine, Contact, Entries, LogLine, Revision, Store, StoreError,
+    Stored, Write,
+};
 
-/// What a digest is of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Credential {
-    /// A boot ticket, armed or used.
-    Ticket,
-    /// An agent's token.
-    AgentToken,
-    /// A daemon's one-time credential.
-    Enrolment,
-    /// A daemon's key.
-    DaemonKey,
-}
-
-/// What is in memory of a host.
-#[derive(Debug)]
-pub(crate) struct Live {
-    /// The version that is stored.
-    changed: watch::Sender<u64>,
-    /// Wakes the host's driver.
-    pub(crate) wake: Notify,
-    /// One change at a time.
-    lock: tokio::sync::Mutex<()>,
-    seen: Mutex<Seen>,
-    credentials: Mutex<Vec<(Credential, String)>>,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Seen {
-    agent: Option<Timestamp>,
-    daemon: Option<Timestamp>,
-}
+/// How often a change is made anew because somebody else saved in between.
+const ATTEMPTS: u32 = 10;
 
 /// All hosts.
 #[derive(Debug)]
 pub(crate) struct Hosts {
     store: Arc<dyn Store>,
-    boots: Arc<Boots>,
-    live: Mutex<HashMap<String, Arc<Live>>>,
-    /// One host comes or goes at a time: store and memory must not disagree on who is there.
-    roster: tokio::sync::Mutex<()>,
+    writer: Writer,
+    roll: Arc<Roll>,
     started: Timestamp,
     seeing: Arc<Seeing>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is guarded is replaced whole; a panic elsewhere leaves nothing half done.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Hosts {
-    /// Reads every host.
+    /// Reads every host, and starts the task that writes.
     pub(crate) async fn load(store: Arc<dyn Store>, boots: Arc<Boots>) -> Result<Self, StoreError> {
-        let hosts = Self {
+        let roll = Arc::new(Roll::new(boots));
+        roll.take(store.news(0).await?);
+        roll.take_contacts(store.contacts().await?);
+        let follower: Arc<Roll> = Arc::clone(&roll);
+        Ok(Self {
+            writer: Writer::start(Arc::clone(&store), follower),
             store,
-            boots,
-            live: Mutex::default(),
-            roster: tokio::sync::Mutex::default(),
+            roll,
             started: clock::now(),
             seeing: Arc::default(),
-        };
-        for stored in hosts.store.list().await? {
-            hosts.remember(&stored);
-        }
-        Ok(hosts)
+        })
     }
 
     /// Looks on at what happens to them.
@@ -90,151 +62,264 @@ impl Hosts {
         &self.seeing
     }
 
-    /// Names of all hosts.
+    /// Everything that is not a host.
+    pub(crate) fn documents(&self) -> Documents {
+        Documents::new(Arc::clone(&self.roll), self.writer.clone())
+    }
+
+    /// Names of all hosts, in order.
     pub(crate) fn names(&self) -> Vec<String> {
-        lock(&self.live).keys().cloned().collect()
+        self.roll.names()
     }
 
     /// What is in memory of a host.
     pub(crate) fn live(&self, name: &str) -> Option<Arc<Live>> {
-        lock(&self.live).get(name).cloned()
+        self.roll.live(name)
     }
 
-    /// Every host as people see it, as far as the caller may.
-    pub(crate) async fn list(&self, visible: &Visible) -> Result<Vec<Host>, Problem> {
-        let all = self.store.list().await.map_err(|e| problem_of(&e))?;
-        let shown = all
-            .into_iter()
-            .filter(|_| visible.sees(crate::access::door::DEFAULT_PROJECT))
-            .map(|stored| self.shown(stored.record));
-        Ok(shown.collect())
+    /// Every host as it is stored, by name.
+    pub(crate) fn all(&self) -> Vec<Arc<Stored>> {
+        let all = self.roll.all();
+        all.iter().map(|live| live.stored()).collect()
+    }
+
+    /// Every host as people see it, by name, as far as the caller may.
+    pub(crate) fn list(&self, visible: &Visible) -> Vec<Host> {
+        let all = self.roll.all();
+        let all = all.iter().map(|live| (live, live.stored()));
+        all.filter(|(_, stored)| visible.sees(&stored.record.host.project))
+            .map(|(live, stored)| shown(live, &stored))
+            .collect()
     }
 
     /// One host as people see it.
-    pub(crate) async fn get(&self, name: &str) -> Result<Host, Problem> {
-        self.stored(name)
-            .await
-            .map(|stored| self.shown(stored.record))
+    pub(crate) fn get(&self, name: &str) -> Result<Host, Problem> {
+        let live = self.live(name).ok_or_else(|| unknown(name))?;
+        Ok(shown(&live, &live.stored()))
     }
 
     /// One host as it is stored.
-    pub(crate) async fn stored(&self, name: &str) -> Result<Stored, Problem> {
-        self.store.load(name).await.map_err(|e| problem_of(&e))
+    pub(crate) fn stored(&self, name: &str) -> Result<Arc<Stored>, Problem> {
+        let live = self.live(name).ok_or_else(|| unknown(name))?;
+        Ok(live.stored())
     }
 
     /// Last contacts are in memory, and newer than what is stored.
-    pub(crate) fn shown(&self, record: Record) -> Host {
-        let mut host = record.host;
-        let seen = self.live(&host.name).map(|live| *lock(&live.seen));
-        let agent = seen.and_then(|seen| seen.agent);
-        if let (Some(agent), Some(at)) = (&mut host.status.agent, agent) {
-            agent.seen_at = agent.seen_at.max(at);
+    pub(crate) fn shown(&self, stored: &Stored) -> Host {
+        match self.live(&stored.record.host.name) {
+            Some(live) => shown(&live, stored),
+            None => stored.record.host.clone(),
         }
-        host
     }
 
     /// A host's log.
     pub(crate) async fn events(&self, name: &str, limit: u32) -> Result<Vec<HostEvent>, Problem> {
-        self.stored(name).await?;
+        self.stored(name)?;
         let events = self.store.events(name, limit).await;
         events.map_err(|e| problem_of(&e))
     }
 
-    /// Adds a host.
-    pub(crate) async fn insert(&self, change: Change) -> Result<Host, Problem> {
-        let stored = Stored {
-            record: change.record,
-            kept: change.kept,
-        };
-        let _one_at_a_time = self.roster.lock().await;
-        self.store
-            .insert(&stored, &change.events)
-            .await
-            .map_err(|e| problem_of(&e))?;
-        self.remember(&stored);
-        Ok(stored.record.host)
+    /// Lines of all hosts' logs after a place, oldest first.
+    pub(crate) async fn log(&self, after: u64, limit: u32) -> Result<Vec<LogLine>, Problem> {
+        let lines = self.store.log(after, limit).await;
+        lines.map_err(|e| problem_of(&e))
     }
 
-    /// Changes a host: one transaction, or none when nothing changed.
+    /// A host's inventory, once it was inspected.
+    pub(crate) async fn inventory(&self, name: &str) -> Result<Option<Box<Inventory>>, Problem> {
+        let stored = self.stored(name)?;
+        let found = self.store.inventory(&stored.record.host.uid).await;
+        found.map_err(|e| problem_of(&e))
+    }
+
+    /// The runs of a host that ended, newest last.
+    pub(crate) async fn runs(&self, name: &str, limit: u32) -> Result<Vec<Run>, Problem> {
+        let stored = self.stored(name)?;
+        let runs = self.store.runs(&stored.record.host.uid, limit).await;
+        runs.map_err(|e| problem_of(&e))
+    }
+
+    /// Runs of all hosts that ended after a time, newest last.
+    pub(crate) async fn runs_since(
+        &self,
+        ended: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Run>, Problem> {
+        let runs = self.store.runs_since(ended, limit).await;
+        runs.map_err(|e| problem_of(&e))
+    }
+
+    /// Lines of the audit log after a place, oldest first.
+    pub(crate) async fn audit_lines(
+        &self,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<AuditLine>, Problem> {
+        let lines = self.store.audit(after, limit).await;
+        lines.map_err(|e| problem_of(&e))
+    }
+
+    /// The end of the audit log.
+    pub(crate) async fn audit_head(&self) -> Result<Option<AuditHead>, Problem> {
+        self.store.audit_head().await.map_err(|e| problem_of(&e))
+    }
+
+    /// Adds to the audit log what comes with no change.
+    pub(crate) async fn audit(&self, entries: Vec<AuditEntry>) -> Result<(), Problem> {
+        self.write(Write::Audit(entries)).await.map(|_| ())
+    }
+
+    /// Hears of every change from here on, in the order of revisions.
+    pub(crate) fn changes(&self) -> broadcast::Receiver<Changed> {
+        self.roll.changes()
+    }
+
+    /// The last change of everything that changed after a revision, in order.
+    pub(crate) fn since(&self, revision: Revision) -> Result<Vec<Changed>, Problem> {
+        self.roll.since(revision).ok_or_else(|| {
+            Problem::new(
+                Code::RevisionGone,
+                format!("what was removed since revision {revision} is forgotten"),
+                "list everything again and follow from the list's resourceVersion",
+            )
+        })
+    }
+
+    /// The revision of the last change of anything.
+    pub(crate) fn revision(&self) -> Revision {
+        self.roll.revision()
+    }
+
+    /// Adds a host.
+    pub(crate) async fn insert(&self, actor: &Actor, change: Change) -> Result<Host, Problem> {
+        let mut change = change;
+        change.actor = actor.clone();
+        let name = change.record.host.name.clone();
+        let (host, with) = change.into_parts();
+        log_events(&name, &with.events);
+        let host = Box::new(host);
+        self.write(Write::Add { host, with }).await?;
+        self.get(&name)
+    }
+
+    /// Changes a host: one transaction, or none when nothing changed. `change` is called again, on
+    /// what is stored by then, when somebody else saved in between.
     pub(crate) async fn update<R>(
         &self,
         name: &str,
-        change: impl FnOnce(&mut Change) -> Result<R, Problem>,
-    ) -> Result<(Stored, R), Problem> {
+        actor: &Actor,
+        mut change: impl FnMut(&mut Change) -> Result<R, Problem>,
+    ) -> Result<(Arc<Stored>, R), Problem> {
         let live = self.live(name).ok_or_else(|| unknown(name))?;
         let _one_at_a_time = live.lock.lock().await;
-        let before = self.stored(name).await?;
-        let now = clock::now();
-        let mut draft = Change::new(before.record.clone(), before.kept.clone(), now);
-        let answer = change(&mut draft)?;
-        let mut after = Stored {
-            record: draft.record,
-            kept: draft.kept,
-        };
-        if after == before && draft.events.is_empty() {
-            return Ok((after, answer));
+        let mut attempts = 0;
+        loop {
+            self.be_sure().await?;
+            let before = live.stored();
+            let mut draft = Change::new(before.record.clone(), before.kept.clone(), clock::now());
+            draft.actor = actor.clone();
+            let answer = change(&mut draft)?;
+            let (after, with) = draft.into_parts();
+            if after == *before && with.is_empty() {
+                return Ok((before, answer));
+            }
+            let events = with.events.clone();
+            let write = Write::Save {
+                host: Box::new(after),
+                before: Arc::clone(&before),
+                fence: None,
+                with,
+            };
+            match self.writer.write(write).await {
+                Ok(_) => {
+                    let after = live.stored();
+                    log_events(name, &events);
+                    self.seeing.changed(&before, &after, clock::now());
+                    return Ok((after, answer));
+                }
+                Err(StoreError::Conflict(_)) if attempts < ATTEMPTS => {
+                    attempts += 1;
+                    self.refresh().await?;
+                }
+                Err(error) => return Err(problem_of(&error)),
+            }
         }
-        after.record.host.version += 1;
-        self.store
-            .save(&after, &draft.events)
-            .await
-            .map_err(|e| problem_of(&e))?;
-        log_events(name, &draft.events);
-        self.seeing.changed(&before, &after, now);
-        self.remember(&after);
-        live.wake.notify_one();
-        Ok((after, answer))
     }
 
     /// Forgets a host.
-    pub(crate) async fn remove(&self, name: &str) -> Result<(), Problem> {
-        let _one_at_a_time = self.roster.lock().await;
+    pub(crate) async fn remove(&self, name: &str, actor: &Actor) -> Result<(), Problem> {
         let live = self.live(name).ok_or_else(|| unknown(name))?;
-        // A change that is under way would bring it back to memory.
         let _no_change = live.lock.lock().await;
-        self.store.remove(name).await.map_err(|e| problem_of(&e))?;
-        self.boots.forget(name);
-        lock(&self.live).remove(name);
-        live.changed.send_replace(u64::MAX);
-        live.wake.notify_one();
+        self.be_sure().await?;
+        let host = live.stored();
+        let target = (HOST, name, host.record.host.project.as_str());
+        let entry = AuditEntry::of(actor, clock::now(), "remove", target, Value::Null);
+        let with = Entries {
+            audit: vec![entry],
+            ..Entries::default()
+        };
+        self.write(Write::Remove {
+            host,
+            fence: None,
+            with,
+        })
+        .await?;
         tracing::info!(host = name, "host removed");
+        Ok(())
+    }
+
+    async fn write(&self, write: Write) -> Result<Revision, Problem> {
+        self.writer.write(write).await.map_err(|e| problem_of(&e))
+    }
+
+    /// After a transaction whose end is not known, the store is read before anything is decided.
+    async fn be_sure(&self) -> Result<(), Problem> {
+        if self.roll.is_doubtful() {
+            self.refresh().await?;
+        }
+        Ok(())
+    }
+
+    /// Takes over what others changed.
+    pub(crate) async fn refresh(&self) -> Result<(), Problem> {
+        let news = self.store.news(self.roll.covered()).await;
+        self.roll.take(news.map_err(|e| problem_of(&e))?);
         Ok(())
     }
 
     /// The host that a digest belongs to.
     pub(crate) fn find(&self, what: Credential, sha256: &str) -> Option<String> {
-        let live = lock(&self.live);
-        let is_its = |live: &Live| {
-            let known = lock(&live.credentials);
-            known.iter().any(|(kind, d)| *kind == what && d == sha256)
-        };
-        live.iter()
-            .find(|(_, live)| is_its(live))
-            .map(|(name, _)| name.clone())
+        self.roll.find(what, sha256)
     }
 
     /// Notes that the agent was heard.
     pub(crate) fn heard_agent(&self, name: &str) {
-        if let Some(live) = self.live(name) {
-            lock(&live.seen).agent = Some(clock::now());
-        }
+        self.heard(name, Some(clock::now()), None);
     }
 
     /// Notes that the daemon was heard.
     pub(crate) fn heard_daemon(&self, name: &str) {
-        if let Some(live) = self.live(name) {
-            lock(&live.seen).daemon = Some(clock::now());
-        }
+        self.heard(name, None, Some(clock::now()));
+    }
+
+    fn heard(&self, name: &str, agent: Option<Timestamp>, daemon: Option<Timestamp>) {
+        let Some(live) = self.live(name) else {
+            return;
+        };
+        live.hear(agent, daemon);
+        let uid = live.stored().record.host.uid.clone();
+        self.writer.heard(Contact { uid, agent, daemon });
     }
 
     /// What is seen of a host. Before this conductor started nobody could be heard: silence
     /// counts from then.
     pub(crate) fn observed<'a>(&self, name: &str, limits: &'a Limits) -> Observed<'a> {
-        let seen = self.live(name).map(|live| *lock(&live.seen));
+        let seen = self.live(name).map(|live| live.seen());
         let seen = seen.unwrap_or_default();
+        let started = Some(self.started);
         Observed {
-            agent_seen: seen.agent.or(Some(self.started)),
-            daemon_seen: seen.daemon.or(Some(self.started)),
+            agent_seen: seen.agent.max(started),
+            daemon_seen: seen.daemon.max(started),
             limits,
         }
     }
@@ -243,43 +328,18 @@ impl Hosts {
     pub(crate) fn follow(&self, name: &str) -> Option<watch::Receiver<u64>> {
         self.live(name).map(|live| live.changed.subscribe())
     }
-
-    fn remember(&self, stored: &Stored) {
-        let record = &stored.record;
-        self.boots.refresh(stored);
-        let live = self.live(&record.host.name).unwrap_or_else(|| {
-            let new = Arc::new(Live {
-                changed: watch::Sender::new(record.host.version),
-                wake: Notify::new(),
-                lock: tokio::sync::Mutex::default(),
-                seen: Mutex::default(),
-                credentials: Mutex::default(),
-            });
-            lock(&self.live).insert(record.host.name.clone(), Arc::clone(&new));
-            new
-        });
-        *lock(&live.credentials) = credentials(record);
-        live.changed.send_replace(record.host.version);
-    }
 }
 
-fn credentials(record: &Record) -> Vec<(Credential, String)> {
-    let run = &record.run;
-    let mut all = Vec::new();
-    if let Some(boot) = &run.boot {
-        all.push((Credential::Ticket, boot.ticket_sha256.clone()));
+fn shown(live: &Live, stored: &Stored) -> Host {
+    let mut host = stored.record.host.clone();
+    let seen = live.seen();
+    if let (Some(agent), Some(at)) = (&mut host.status.agent, seen.agent) {
+        agent.seen_at = agent.seen_at.max(at);
     }
-    if let Some(session) = &run.session {
-        all.push((Credential::Ticket, session.ticket_sha256.clone()));
-        all.push((Credential::AgentToken, session.token_sha256.clone()));
+    if let (Some(daemon), Some(at)) = (&mut host.status.daemon, seen.daemon) {
+        daemon.seen_at = daemon.seen_at.max(at);
     }
-    if let Some(daemon) = &run.daemon {
-        let credential = daemon.credential_sha256.clone();
-        all.push((Credential::Enrolment, credential));
-        let key = daemon.key_sha256.clone();
-        all.extend(key.map(|key| (Credential::DaemonKey, key)));
-    }
-    all
+    host
 }
 
 fn log_events(host: &str, events: &[HostEvent]) {
@@ -293,25 +353,36 @@ fn log_events(host: &str, events: &[HostEvent]) {
 
 /// That there is no such host.
 pub(crate) fn unknown(name: &str) -> Problem {
-    problem_of(&StoreError::NotFound(name.to_owned()))
+    problem_of(&StoreError::NotFound {
+        kind: "host".to_owned(),
+        name: name.to_owned(),
+    })
 }
 
-fn problem_of(error: &StoreError) -> Problem {
+/// A failure of the store as people read it.
+pub(crate) fn problem_of(error: &StoreError) -> Problem {
     let text = error.to_string();
     match error {
-        StoreError::NotFound(_) => {
+        StoreError::NotFound { kind, .. } if kind == "host" => {
             Problem::new(Code::HostNotFound, text, "`ferrite host list` names all")
         }
-        StoreError::Exists(_) => Problem::new(
+        StoreError::NotFound { .. } => Problem::new(Code::NotFound, text, "list all to see which"),
+        StoreError::Exists { owner, .. } if owner.starts_with("host ") => Problem::new(
             Code::HostExists,
             text,
             "`ferrite host list --output json` shows which",
         ),
+        StoreError::Exists { .. } => {
+            Problem::new(Code::AlreadyExists, text, "take another name, or change it")
+        }
         StoreError::Conflict(_) => Problem::new(Code::Conflict, text, "do it again"),
-        StoreError::Damaged { .. }
-        | StoreError::Seal(_)
-        | StoreError::Database(_)
-        | StoreError::Migrate(_) => Problem::new(
+        StoreError::Fenced(_) => Problem::new(Code::NotOwner, text, "nothing: the other goes on"),
+        StoreError::Database(_) | StoreError::Stopped => Problem::new(
+            Code::StoreUnavailable,
+            text,
+            "nothing was lost; look at the database and its disk, then do it again",
+        ),
+        StoreError::Damaged { .. } | StoreError::Seal(_) | StoreError::Migrate(_) => Problem::new(
             Code::Internal,
             text,
             "look at the conductor's disk and its log",

@@ -2,6 +2,7 @@
 //! to the function that does it.
 
 mod access;
+mod actor;
 mod api;
 mod bmc;
 mod boots;
@@ -10,11 +11,13 @@ mod clock;
 mod cloud_init;
 mod config;
 mod crash;
+mod documents;
 mod guard;
 mod hosts;
 mod lifecycle;
 mod listen;
 mod netboot;
+mod roll;
 mod seal;
 mod seeing;
 mod serve;

@@ -10,6 +10,7 @@ use ferrite_proto::problem::Code;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::actor::Actor;
 use crate::api::{self, App};
 use crate::boots::{Boots, Sighting};
 use crate::config::{Config, LogConfig, LogFormat};
@@ -19,7 +20,7 @@ use crate::lifecycle::execute::{IsoUrl, World};
 use crate::lifecycle::order::Reach;
 use crate::netboot::Netboot;
 use crate::seal::Sealer;
-use crate::store::sqlite::Sqlite;
+use crate::store::database::Database;
 use crate::{bmc, listen, netboot, tls, token};
 
 /// Between looks at the certificate.
@@ -63,7 +64,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let (boots, sightings) = Boots::new(reach.clone());
     let boots = Arc::new(boots);
     let sealer = Sealer::load_or_create(&dir.join("secrets.key"))?;
-    let store = Sqlite::open(&dir.join("ferrite.db"), sealer).await?;
+    let store = Database::sqlite(&dir.join("ferrite.db"), sealer).await?;
     let hosts = Arc::new(Hosts::load(Arc::new(store), Arc::clone(&boots)).await?);
     let netboot = start_netboot(&config, &boots).await?;
     let stop = CancellationToken::new();
@@ -196,7 +197,7 @@ async fn note_sightings(
         let Some(Sighting { host, at, what }) = seen else {
             return;
         };
-        let noted = hosts.update(&host, |change| {
+        let noted = hosts.update(&host, &Actor::Conductor, |change| {
             change.boot_seen(at, &what);
             Ok(())
         });

@@ -426,6 +426,25 @@ pub struct DaemonStatus {
     pub cloud_init: CloudInit,
 }
 
+/// What was done with a host from one rest to the next, and where the seconds went.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Which host.
+    pub host: String,
+    /// `enrol`, `deploy`, `deprovision`, `delete`, …
+    pub kind: String,
+    /// When it began.
+    pub started: Timestamp,
+    /// When it ended; absent while it is under way.
+    #[serde(default)]
+    pub ended: Option<Timestamp>,
+    /// The state that it came to.
+    #[serde(default)]
+    pub outcome: Option<String>,
+    /// Oldest first.
+    pub stages: Vec<Stage>,
+}
+
 /// A stretch of time with a name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stage {

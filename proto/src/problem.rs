@@ -123,6 +123,16 @@ codes! {
     Unauthorized = "unauthorized", Operator;
     /// It is known who calls, and they may not.
     Forbidden = "forbidden", Operator;
+    /// There is no such thing.
+    NotFound = "not-found", Operator;
+    /// There is such a thing already.
+    AlreadyExists = "already-exists", Operator;
+    /// What is followed from is too long ago.
+    RevisionGone = "revision-gone", Operator;
+    /// Another replica owns the host.
+    NotOwner = "not-owner", Retry;
+    /// The database does not answer, or has no room.
+    StoreUnavailable = "store-unavailable", Retry;
     /// The request does not fit the host's present state or version.
     Conflict = "conflict", Operator;
     /// Something that should not happen.

@@ -11,6 +11,7 @@ use ferrite_proto::secret::Secret;
 
 use super::{Answer, ApiError, App, Body};
 use crate::access::caller::AgentOf;
+use crate::actor::Actor;
 use crate::crash::{self, Moment, Work};
 use crate::guard::{self, Guard};
 use crate::hosts::Credential;
@@ -32,7 +33,7 @@ pub(crate) async fn hello(
         return Err(refused("the boot ticket is unknown").into());
     };
     let bytes = app.boots.bytes(&name);
-    let answered = app.hosts.update(&name, |change| {
+    let answered = app.hosts.update(&name, &Actor::Agent, |change| {
         // A refusal is an alarm in the host's log: it must be stored as well.
         let answer = let_in(change, &hello, &ticket_sha256, bytes);
         if let Err(problem) = &answer {
@@ -149,10 +150,10 @@ pub(crate) async fn poll(
 }
 
 /// Takes what an agent reports. A poll without news changes nothing but the first.
-async fn take(app: &App, name: &str, poll: Poll) -> Result<Stored, Problem> {
+async fn take(app: &App, name: &str, poll: Poll) -> Result<Arc<Stored>, Problem> {
     let limits = &app.world.limits;
     let works: Vec<_> = poll.reports.iter().filter_map(Work::taking).collect();
-    let taken = app.hosts.update(name, |change| {
+    let taken = app.hosts.update(name, &Actor::Agent, |change| {
         let session = change.record.run.session.as_mut();
         let again = session.is_some_and(|session| {
             let again = session.last_sequence == poll.sequence && !poll.reports.is_empty();
@@ -161,10 +162,10 @@ async fn take(app: &App, name: &str, poll: Poll) -> Result<Stored, Problem> {
             }
             again
         });
-        for report in poll.reports {
+        for report in &poll.reports {
             // A poll that comes again repeats its log lines; other reports are safe to repeat.
             if !(again && matches!(report, Report::Log { .. })) {
-                change.report(report, limits);
+                change.report(report.clone(), limits);
             }
         }
         change.polled();
@@ -209,7 +210,7 @@ async fn hold(app: &App, name: &str, version: u64) -> Result<PollReply, ApiError
             () = tokio::time::sleep_until(end) => return Ok(PollReply::default()),
             () = app.stop.cancelled() => return Ok(PollReply::default()),
         }
-        let stored = match app.hosts.stored(name).await {
+        let stored = match app.hosts.stored(name) {
             Ok(stored) if stored.record.run.session.is_some() => stored,
             Ok(_) | Err(_) => return Ok(PollReply::default()),
         };

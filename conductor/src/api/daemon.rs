@@ -11,6 +11,7 @@ use ferrite_proto::problem::Problem;
 use super::agent::{fits, refused, shown};
 use super::{Answer, App, Body};
 use crate::access::caller::DaemonOf;
+use crate::actor::Actor;
 use crate::crash::{self, Moment, Work};
 use crate::guard::{self, Guard};
 use crate::hosts::Credential;
@@ -37,7 +38,7 @@ pub(crate) async fn enroll(
         tracing::warn!(who, "enrolment with an unknown credential");
         return Err(refused("the daemon's credential is unknown or void").into());
     };
-    let answered = app.hosts.update(&name, |change| {
+    let answered = app.hosts.update(&name, &Actor::Daemon, |change| {
         let answer = let_in(change, &request);
         if let Err(problem) = &answer {
             change.event(
@@ -86,8 +87,8 @@ pub(crate) async fn check_in(
 ) -> Answer<CheckInReply> {
     app.hosts.heard_daemon(&name);
     let report = bounded(report);
-    let changed = app.hosts.update(&name, |change| {
-        change.checked_in(report);
+    let changed = app.hosts.update(&name, &Actor::Daemon, |change| {
+        change.checked_in(report.clone());
         crash::point(Work::CheckIn, Moment::Before);
         Ok(())
     });

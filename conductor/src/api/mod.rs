@@ -158,11 +158,13 @@ impl From<Problem> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = match self.0.code {
-            Code::HostNotFound => StatusCode::NOT_FOUND,
-            Code::HostExists | Code::Conflict => StatusCode::CONFLICT,
+            Code::HostNotFound | Code::NotFound => StatusCode::NOT_FOUND,
+            Code::HostExists | Code::AlreadyExists | Code::Conflict => StatusCode::CONFLICT,
             Code::RequestInvalid => StatusCode::UNPROCESSABLE_ENTITY,
             Code::Unauthorized => StatusCode::UNAUTHORIZED,
             Code::AgentTicketRefused | Code::Forbidden => StatusCode::FORBIDDEN,
+            Code::RevisionGone => StatusCode::GONE,
+            Code::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status.is_server_error() {

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::{Answer, ApiError, App, Body, Query};
 use crate::access::caller::Visible;
+use crate::actor::Actor;
 use crate::clock;
 use crate::crash::{self, Moment, Work};
 use crate::lifecycle::{explain as words, intent};
@@ -43,13 +44,13 @@ pub(crate) struct Limit {
 
 /// `GET /v1/hosts`
 pub(crate) async fn list(State(app): State<Arc<App>>, visible: Visible) -> Answer<HostList> {
-    let hosts = app.hosts.list(&visible).await?;
-    let newest = hosts.iter().map(|host| host.version).max();
+    let hosts = app.hosts.list(&visible);
+    let revision = app.hosts.revision();
     Ok(Json(HostList {
         api_version: ApiVersion::V1,
         kind: HostListKind::HostList,
         metadata: ListMetadata {
-            resource_version: ResourceVersion(newest.unwrap_or_default()),
+            resource_version: ResourceVersion(revision),
             next: None,
         },
         items: hosts,
@@ -69,11 +70,19 @@ async fn enrol(app: &App, manifest: HostManifest) -> Result<(StatusCode, Json<Ho
     let uid = uuid::Uuid::new_v4().to_string();
     let change = intent::enrol(manifest, uid, clock::now())?;
     crash::point(Work::Add, Moment::Before);
-    let host = app.hosts.insert(change).await?;
+    let host = app.hosts.insert(&person(), change).await?;
     crash::point(Work::Add, Moment::After);
     tracing::info!(host = %host.name, bmc = %host.spec.bmc.address, "host added");
     app.driver.drive(host.name.clone());
     Ok((StatusCode::CREATED, Json(host)))
+}
+
+/// Until callers are told apart.
+fn person() -> Actor {
+    Actor::Person {
+        name: "admin".to_owned(),
+        via: serde_json::Value::Null,
+    }
 }
 
 /// An address that cannot be used is refused at once, not when the host is driven.
@@ -100,7 +109,7 @@ pub(crate) async fn get(
             () = app.stop.cancelled() => {}
         }
     }
-    Ok(Json(app.hosts.get(&name).await?))
+    Ok(Json(app.hosts.get(&name)?))
 }
 
 /// `PUT /v1/hosts/{name}`
@@ -117,10 +126,13 @@ pub(crate) async fn put(
         return enrol(&app, manifest).await;
     }
     check_bmc(&app, &manifest.spec.bmc)?;
-    let changed = app.hosts.update(&name, |change| change.apply(manifest));
+    let actor = person();
+    let changed = app
+        .hosts
+        .update(&name, &actor, |change| change.apply(manifest.clone()));
     let stored = changed.await?.0;
     crash::point(Work::Update, Moment::After);
-    Ok((StatusCode::OK, Json(app.hosts.shown(stored.record))))
+    Ok((StatusCode::OK, Json(app.hosts.shown(&stored))))
 }
 
 /// `PATCH /v1/hosts/{name}`: a JSON merge patch of the manifest.
@@ -129,14 +141,15 @@ pub(crate) async fn patch(
     Path(name): Path<String>,
     Body(patch): Body<Value>,
 ) -> Answer<Host> {
-    let changed = app.hosts.update(&name, |change| {
+    let actor = person();
+    let changed = app.hosts.update(&name, &actor, |change| {
         let manifest = patched(&change.record.host, &patch)?;
         check_bmc(&app, &manifest.spec.bmc)?;
         change.apply(manifest)
     });
     let stored = changed.await?.0;
     crash::point(Work::Update, Moment::After);
-    Ok(Json(app.hosts.shown(stored.record)))
+    Ok(Json(app.hosts.shown(&stored)))
 }
 
 /// What a host's manifest is with the patch. Secrets cannot be read: those of the patch are all.
@@ -171,10 +184,13 @@ pub(crate) async fn provision(
     Path(name): Path<String>,
     Body(request): Body<Provision>,
 ) -> Answer<Host> {
-    let changed = app.hosts.update(&name, |change| change.provision(request));
+    let actor = person();
+    let changed = app
+        .hosts
+        .update(&name, &actor, |change| change.provision(request.clone()));
     let stored = changed.await?.0;
     crash::point(Work::Provision, Moment::After);
-    Ok(Json(app.hosts.shown(stored.record)))
+    Ok(Json(app.hosts.shown(&stored)))
 }
 
 /// `POST /v1/hosts/{name}/deprovision`
@@ -182,23 +198,25 @@ pub(crate) async fn deprovision(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Answer<Host> {
+    let actor = person();
     let changed = app
         .hosts
-        .update(&name, crate::lifecycle::change::Change::deprovision);
+        .update(&name, &actor, crate::lifecycle::change::Change::deprovision);
     let stored = changed.await?.0;
     crash::point(Work::Deprovision, Moment::After);
-    Ok(Json(app.hosts.shown(stored.record)))
+    Ok(Json(app.hosts.shown(&stored)))
 }
 
 /// `POST /v1/hosts/{name}/retry`
 pub(crate) async fn retry(State(app): State<Arc<App>>, Path(name): Path<String>) -> Answer<Host> {
-    let changed = app.hosts.update(&name, |change| {
+    let actor = person();
+    let changed = app.hosts.update(&name, &actor, |change| {
         change.retry();
         Ok(())
     });
     let stored = changed.await?.0;
     crash::point(Work::Retry, Moment::After);
-    Ok(Json(app.hosts.shown(stored.record)))
+    Ok(Json(app.hosts.shown(&stored)))
 }
 
 /// `GET /v1/hosts/{name}/explain`
@@ -206,10 +224,7 @@ pub(crate) async fn explain(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Answer<Explanation> {
-    Ok(Json(words::explain(
-        &app.hosts.get(&name).await?,
-        clock::now(),
-    )))
+    Ok(Json(words::explain(&app.hosts.get(&name)?, clock::now())))
 }
 
 /// `GET /v1/hosts/{name}/events`
@@ -228,7 +243,8 @@ pub(crate) async fn delete(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    let changed = app.hosts.update(&name, |change| {
+    let actor = person();
+    let changed = app.hosts.update(&name, &actor, |change| {
         change.delete();
         Ok(())
     });

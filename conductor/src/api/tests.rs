@@ -25,7 +25,7 @@ use crate::lifecycle::execute::World;
 use crate::lifecycle::order::Reach;
 use crate::lifecycle::record::Limits;
 use crate::seal::Sealer;
-use crate::store::sqlite::Sqlite;
+use crate::store::database::Database;
 use crate::token;
 
 pub(super) const ADMIN: &str = "the-operators-token-of-this-very-test";
@@ -80,7 +80,7 @@ impl Conductor {
             ca: ferrite_proto::boot::CaPin([7; 32]),
         };
         let sealer = Sealer::load_or_create(&dir.join("key")).unwrap();
-        let store = Sqlite::open(&dir.join("db"), sealer).await.unwrap();
+        let store = Database::sqlite(&dir.join("db"), sealer).await.unwrap();
         let (boots, _) = Boots::new(reach.clone());
         let boots = Arc::new(boots);
         let hosts = Hosts::load(Arc::new(store), Arc::clone(&boots)).await;
@@ -180,8 +180,8 @@ impl Conductor {
             waits.contains("say hello")
         })
         .await;
-        let stored = self.app.hosts.stored("n").await.unwrap();
-        stored.kept.ticket.unwrap().into_inner()
+        let stored = self.app.hosts.stored("n").unwrap();
+        stored.kept.ticket.clone().unwrap().into_inner()
     }
 
     async fn hello(&self, ticket: &str, nonce: &str, mac: &str) -> (u16, Value) {
@@ -401,8 +401,8 @@ async fn secrets_are_in_no_reply_no_log_and_no_file() {
     let conductor = Conductor::start(dir.path()).await;
     conductor.add().await;
     let ticket = conductor.ticket().await;
-    let stored = conductor.app.hosts.stored("n").await.unwrap();
-    let iso_token = stored.kept.iso_token.unwrap().into_inner();
+    let stored = conductor.app.hosts.stored("n").unwrap();
+    let iso_token = stored.kept.iso_token.clone().unwrap().into_inner();
     let mut seen = conductor.readable().await;
     let (_, hello) = conductor.hello(&ticket, "nonce", MAC).await;
     let token = hello["token"].as_str().unwrap();
@@ -424,8 +424,8 @@ async fn secrets_are_in_no_reply_no_log_and_no_file() {
     seen += &conductor.readable().await;
     let order = conductor.step(token, &mut sequence, drive).await;
     assert!(order.to_string().contains(USER_DATA), "{order}");
-    let stored = conductor.app.hosts.stored("n").await.unwrap();
-    let credential = stored.kept.credential.unwrap().into_inner();
+    let stored = conductor.app.hosts.stored("n").unwrap();
+    let credential = stored.kept.credential.clone().unwrap().into_inner();
     assert!(order.to_string().contains(&credential), "{order}");
     let enroll = json!({
         "credential": credential, "key_sha256": token::sha256(DAEMON_KEY),
@@ -514,14 +514,15 @@ async fn a_host_that_goes_does_not_come_back_by_itself() {
         conductor.add().await;
         let other = Arc::clone(&hosts);
         let touching = tokio::spawn(async move {
+            let actor = crate::actor::Actor::Agent;
             let touch = |change: &mut crate::lifecycle::change::Change| {
                 change.event("log", "touched");
                 Ok(())
             };
-            while other.update("n", touch).await.is_ok() {}
+            while other.update("n", &actor, touch).await.is_ok() {}
         });
-        let _ = hosts.remove("n").await;
+        let _ = hosts.remove("n", &crate::actor::Actor::Conductor).await;
         touching.await.unwrap();
-        assert!(hosts.live("n").is_none() && hosts.stored("n").await.is_err());
+        assert!(hosts.live("n").is_none() && hosts.stored("n").is_err());
     }
 }

@@ -6,19 +6,23 @@
 use std::time::Duration;
 
 use ferrite_proto::api::HostEvent;
-use ferrite_proto::host::{AgentStatus, HostError, HostState, Power};
+use ferrite_proto::host::{AgentStatus, HostError, HostState, Power, Run};
+use ferrite_proto::inventory::Inventory;
 use ferrite_proto::problem::{Class, Code, Problem};
 use ferrite_proto::secret::Secret;
 use ferrite_proto::step::RootDisk;
 use jiff::Timestamp;
+use serde_json::Value;
 
 use super::record::{
     BootPhase, DaemonAccess, Deployment, HelloFacts, Kept, Limits, RamdiskBoot, Record, Session,
 };
 use super::{Kind, StepName, Workflow, state, timeline};
+use crate::actor::Actor;
 use crate::crash::{self, Moment, Work};
 use crate::guard::{self, Guard};
 use crate::lifecycle::timeline::Stages;
+use crate::store::{AuditEntry, Entries, Stored};
 
 /// Failures of an action after which a host is let go of all the same.
 const DELETE_ATTEMPTS: u32 = 3;
@@ -32,6 +36,14 @@ pub(crate) struct Change {
     pub(crate) kept: Kept,
     /// Lines for its log.
     pub(crate) events: Vec<HostEvent>,
+    /// Entries for the audit log.
+    pub(crate) audit: Vec<AuditEntry>,
+    /// A new inventory.
+    pub(crate) inventory: Option<Box<Inventory>>,
+    /// Runs that ended.
+    pub(crate) runs: Vec<Run>,
+    /// Who does it.
+    pub(crate) actor: Actor,
     /// When this happens.
     pub(crate) now: Timestamp,
 }
@@ -54,8 +66,35 @@ impl Change {
             record,
             kept,
             events: Vec::new(),
+            audit: Vec::new(),
+            inventory: None,
+            runs: Vec::new(),
+            actor: Actor::Conductor,
             now,
         }
+    }
+
+    /// The host as it is to be stored, and what is written with it.
+    pub(crate) fn into_parts(self) -> (Stored, Entries) {
+        let host = Stored {
+            record: self.record,
+            kept: self.kept,
+        };
+        let with = Entries {
+            events: self.events,
+            audit: self.audit,
+            inventory: self.inventory,
+            runs: self.runs,
+        };
+        (host, with)
+    }
+
+    /// Adds an entry to the audit log; `detail` is an object, of which nothing is secret.
+    pub(crate) fn audit(&mut self, action: &str, detail: Value) {
+        let host = &self.record.host;
+        let target = ("Host", host.name.as_str(), host.project.as_str());
+        let entry = AuditEntry::of(&self.actor, self.now, action, target, detail);
+        self.audit.push(entry);
     }
 
     /// Adds a line to the host's log.

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::change::Change;
 use super::execute::{self, BmcClient, World};
 use super::plan::{Action, Decision, plan};
+use crate::actor::Actor;
 use crate::clock;
 use crate::crash::{self, Moment, Work};
 use crate::store::Stored;
@@ -146,7 +147,9 @@ impl HostTask {
         let world = Arc::clone(&self.world);
         let decided = world
             .hosts
-            .update(&self.name, |change| Ok(decide(change, &world)))
+            .update(&self.name, &Actor::Conductor, |change| {
+                Ok(decide(change, &world))
+            })
             .await;
         let (stored, next) = match decided {
             Ok(decided) => decided,

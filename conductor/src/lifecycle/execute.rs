@@ -12,6 +12,7 @@ use super::change::{Change, NewTicket};
 use super::order::{self, Reach};
 use super::plan::Action;
 use super::record::{BootPhase, Limits};
+use crate::actor::Actor;
 use crate::bmc::{Bmc, BmcError, BootDevice, PowerAction};
 use crate::clock;
 use crate::crash::{self, Moment};
@@ -125,7 +126,7 @@ pub(crate) async fn outside(
     let name = &stored.record.host.name;
     crash::point(action.into(), Moment::Before);
     if action == Action::Remove {
-        world.hosts.remove(name).await?;
+        world.hosts.remove(name, &Actor::Conductor).await?;
         crash::point(action.into(), Moment::After);
         return Ok(());
     }
@@ -138,10 +139,10 @@ pub(crate) async fn outside(
     let limits = &world.limits;
     let noted = world
         .hosts
-        .update(name, |change| {
-            match effect {
-                Ok(told) => note(change, action, &told, asked, limits),
-                Err(problem) => change.fail(problem, limits),
+        .update(name, &Actor::Conductor, |change| {
+            match &effect {
+                Ok(told) => note(change, action, told, asked, limits),
+                Err(problem) => change.fail(problem.clone(), limits),
             }
             Ok(())
         })

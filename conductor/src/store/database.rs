@@ -1,0 +1,195 @@
+//! The store in a database: an `SQLite` file, or a `PostgreSQL` server.
+
+use std::future::Future;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferrite_proto::api::HostEvent;
+use ferrite_proto::host::Run;
+use ferrite_proto::inventory::Inventory;
+use jiff::Timestamp;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+
+use super::commit::{Batch, head_owner};
+use super::sql::{Pool, Row, Value};
+use super::{
+    AuditHead, AuditLine, Contact, LogLine, News, Outcomes, Revision, Store, StoreError,
+    StoreFuture, Write, rows,
+};
+use crate::seal::Sealer;
+
+/// The database, and the key of what is secret in it.
+#[derive(Debug)]
+pub(crate) struct Database {
+    pool: Pool,
+    sealer: Arc<Sealer>,
+}
+
+impl Database {
+    /// Opens the file, makes it when there is none, and brings its schema up to date.
+    pub(crate) async fn sqlite(path: &Path, sealer: Sealer) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(10));
+        // One connection: SQLite has one writer anyway, and nobody ever waits for a lock.
+        let pool = SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(options)
+            .await?;
+        sqlx::migrate!("./migrations/sqlite").run(&pool).await?;
+        Ok(Self {
+            pool: Pool::Sqlite(pool),
+            sealer: Arc::new(sealer),
+        })
+    }
+
+    async fn write(&self, writes: &[Write]) -> Result<Outcomes, StoreError> {
+        let session = self.pool.begin().await?;
+        let mut batch = Batch::begin(session, &self.sealer, writes).await?;
+        let outcomes = batch.write_all(writes).await?;
+        batch.commit().await?;
+        Ok(outcomes)
+    }
+
+    async fn read<T>(
+        &self,
+        sql: &'static str,
+        values: Vec<Value>,
+        one: impl Fn(&mut Row) -> Result<T, StoreError>,
+    ) -> Result<Vec<T>, StoreError> {
+        let mut rows = self.pool.rows(sql, values).await?;
+        rows.iter_mut().map(one).collect()
+    }
+
+    async fn news(&self, after: Revision) -> Result<News, StoreError> {
+        let mut session = self.pool.snapshot().await?;
+        let sql = "SELECT value, pruned FROM revision";
+        let row = session.row(sql, Vec::new()).await?;
+        let mut row = row.ok_or(sqlx::Error::RowNotFound)?;
+        let mut news = News {
+            revision: row.count(0)?,
+            pruned: row.count(1)?,
+            ..News::default()
+        };
+        let after = || vec![after.into()];
+        let sql = "SELECT name, uid, version, generation, created, spec, status, runtime, \
+                   secrets, project, labels, annotations FROM hosts WHERE version > $1 ORDER BY name";
+        for mut row in session.rows(sql, after()).await? {
+            news.hosts.push(rows::host(&mut row, &self.sealer)?);
+        }
+        let sql = "SELECT kind, name, project, revision, created, expires, body, sealed \
+                   FROM documents WHERE revision > $1 ORDER BY kind, name";
+        for mut row in session.rows(sql, after()).await? {
+            news.documents.push(rows::document(&mut row, &self.sealer)?);
+        }
+        let sql = "SELECT revision, kind, name, project FROM removed WHERE revision > $1 \
+                   ORDER BY revision";
+        for mut row in session.rows(sql, after()).await? {
+            news.removed.push(rows::removed(&mut row)?);
+        }
+        session.commit().await?;
+        Ok(news)
+    }
+
+    async fn audit_head(&self) -> Result<Option<AuditHead>, StoreError> {
+        let sql = "SELECT id, hash, mac FROM audit_head";
+        let rows = self.pool.rows(sql, Vec::new()).await?;
+        let Some(mut row) = rows.into_iter().next() else {
+            return Ok(None);
+        };
+        let (id, hash, mac) = (row.count(0)?, row.text(1)?, row.blob(2)?);
+        let opened = self.sealer.open(&head_owner(id), &mac);
+        let vouched = opened.is_ok_and(|opened| opened == hash.as_bytes());
+        Ok(Some(AuditHead { id, hash, vouched }))
+    }
+}
+
+fn run(row: &mut Row) -> Result<Run, StoreError> {
+    rows::from_json("a run", &row.text(0)?)
+}
+
+fn newest_last<T>(mut all: Vec<T>) -> Vec<T> {
+    all.reverse();
+    all
+}
+
+impl Store for Database {
+    fn commit<'a>(
+        &'a self,
+        writes: &'a [Write],
+    ) -> Pin<Box<dyn Future<Output = Outcomes> + Send + 'a>> {
+        Box::pin(async move {
+            match self.write(writes).await {
+                Ok(outcomes) => outcomes,
+                Err(error) => writes.iter().map(|_| Err(error.clone())).collect(),
+            }
+        })
+    }
+
+    fn news(&self, after: Revision) -> StoreFuture<'_, News> {
+        Box::pin(self.news(after))
+    }
+
+    fn contacts(&self) -> StoreFuture<'_, Vec<Contact>> {
+        let sql = "SELECT uid, agent_seen, daemon_seen FROM contacts";
+        Box::pin(self.read(sql, Vec::new(), rows::contact))
+    }
+
+    fn events<'a>(&'a self, host: &'a str, limit: u32) -> StoreFuture<'a, Vec<HostEvent>> {
+        let sql = "SELECT host, at, kind, text, id FROM events WHERE host = $1 \
+                   ORDER BY id DESC LIMIT $2";
+        Box::pin(async move {
+            let values = vec![host.into(), i64::from(limit).into()];
+            let lines = self.read(sql, values, rows::line).await?;
+            let events = lines.into_iter().map(|line| line.event).collect();
+            Ok(newest_last(events))
+        })
+    }
+
+    fn log(&self, after: u64, limit: u32) -> StoreFuture<'_, Vec<LogLine>> {
+        let sql = "SELECT host, at, kind, text, id FROM events WHERE id > $1 ORDER BY id LIMIT $2";
+        let values = vec![after.into(), i64::from(limit).into()];
+        Box::pin(self.read(sql, values, rows::line))
+    }
+
+    fn audit(&self, after: u64, limit: u32) -> StoreFuture<'_, Vec<AuditLine>> {
+        let sql = "SELECT id, revision, project, body, hash FROM audit WHERE id > $1 \
+                   ORDER BY id LIMIT $2";
+        let values = vec![after.into(), i64::from(limit).into()];
+        Box::pin(self.read(sql, values, rows::audit))
+    }
+
+    fn audit_head(&self) -> StoreFuture<'_, Option<AuditHead>> {
+        Box::pin(self.audit_head())
+    }
+
+    fn inventory<'a>(&'a self, uid: &'a str) -> StoreFuture<'a, Option<Box<Inventory>>> {
+        Box::pin(async move {
+            let sql = "SELECT body FROM inventories WHERE uid = $1";
+            let read = |row: &mut Row| rows::from_json("an inventory", &row.text(0)?);
+            let found = self.read(sql, vec![uid.into()], read).await?;
+            Ok(found.into_iter().next())
+        })
+    }
+
+    fn runs<'a>(&'a self, uid: &'a str, limit: u32) -> StoreFuture<'a, Vec<Run>> {
+        Box::pin(async move {
+            let sql = "SELECT body FROM runs WHERE uid = $1 ORDER BY id DESC LIMIT $2";
+            let values = vec![uid.into(), i64::from(limit).into()];
+            self.read(sql, values, run).await.map(newest_last)
+        })
+    }
+
+    fn runs_since(&self, ended: Timestamp, limit: u32) -> StoreFuture<'_, Vec<Run>> {
+        Box::pin(async move {
+            let sql = "SELECT body FROM runs WHERE ended >= $1 ORDER BY ended DESC LIMIT $2";
+            let values = vec![ended.as_microsecond().into(), i64::from(limit).into()];
+            self.read(sql, values, run).await.map(newest_last)
+        })
+    }
+}

@@ -1,0 +1,247 @@
+//! One suite for every kind of database.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ferrite_proto::api::HostEvent;
+use ferrite_proto::host::HostManifest;
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::database::Database;
+use super::*;
+use crate::lifecycle::intent;
+
+pub(super) fn host(name: &str, nic: u8) -> Box<Stored> {
+    let add = json!({
+        "apiVersion": "ferrite/v1", "kind": "Host",
+        "metadata": {"name": name, "project": "p", "labels": {"rack": "r1"}},
+        "spec": {
+            "bmc": {"address": format!("redfish+http://10.0.0.{nic}"), "username": "u"},
+            "boot_mac": format!("52:54:00:00:00:{nic:02x}"),
+        },
+        "secrets": {"bmc_password": "hunter2"},
+    });
+    let add: HostManifest = serde_json::from_value(add).unwrap();
+    let change = intent::enrol(add, format!("uid-{name}"), Timestamp::UNIX_EPOCH).unwrap();
+    Box::new(change.into_parts().0)
+}
+
+fn sqlite_sealer(dir: &Path) -> Sealer {
+    Sealer::load_or_create(&dir.join("key")).unwrap()
+}
+
+use crate::seal::Sealer;
+
+async fn store(dir: &Path) -> Database {
+    Database::sqlite(&dir.join("db"), sqlite_sealer(dir))
+        .await
+        .unwrap()
+}
+
+async fn one(store: &dyn Store, write: Write) -> Result<Revision, StoreError> {
+    store.commit(&[write]).await.remove(0)
+}
+
+fn add(host: &Stored) -> Write {
+    Write::Add {
+        host: Box::new(host.clone()),
+        with: Entries::default(),
+    }
+}
+
+fn save(host: &Stored, version: Revision) -> Write {
+    let mut before = host.clone();
+    before.record.host.version = version;
+    Write::Save {
+        host: Box::new(host.clone()),
+        before: Arc::new(before),
+        fence: None,
+        with: Entries::default(),
+    }
+}
+
+#[tokio::test]
+async fn what_is_stored_comes_back_after_a_restart_and_no_secret_is_in_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut given = host("a", 1);
+    let event = HostEvent {
+        at: Timestamp::UNIX_EPOCH,
+        kind: "state".into(),
+        text: "added".into(),
+    };
+    let write = Write::Add {
+        host: given.clone(),
+        with: Entries {
+            events: vec![event.clone()],
+            ..Entries::default()
+        },
+    };
+    let first = store(dir.path()).await;
+    given.record.host.version = one(&first, write).await.unwrap();
+    drop(first);
+    let again = store(dir.path()).await;
+    let news = again.news(0).await.unwrap();
+    assert_eq!(news.hosts, [*given.clone()]);
+    assert_eq!(again.events("a", 9).await.unwrap(), [event]);
+    for file in ["db", "db-wal"] {
+        let bytes = std::fs::read(dir.path().join(file)).unwrap_or_default();
+        assert!(!bytes.windows(7).any(|w| w == b"hunter2"));
+    }
+    let gone = Write::Remove {
+        host: Arc::new(*given),
+        fence: None,
+        with: Entries::default(),
+    };
+    let removed = one(&again, gone).await.unwrap();
+    let news = again.news(0).await.unwrap();
+    assert_eq!((news.hosts.len(), news.removed[0].revision), (0, removed));
+    assert!(again.events("a", 9).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_save_over_somebody_elses_is_refused_and_spoils_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let a = host("a", 1);
+    let first = one(&store, add(&a)).await.unwrap();
+    let second = one(&store, save(&a, first)).await.unwrap();
+    assert!(second > first);
+    let outcomes = store
+        .commit(&[save(&a, first), add(&host("b", 2)), save(&host("c", 3), 1)])
+        .await;
+    assert!(matches!(outcomes[0], Err(StoreError::Conflict(_))));
+    assert!(matches!(outcomes[1], Ok(revision) if revision > second));
+    assert!(matches!(outcomes[2], Err(StoreError::NotFound { .. })));
+    assert_eq!(store.news(second).await.unwrap().hosts.len(), 1);
+}
+
+#[tokio::test]
+async fn no_two_hosts_share_a_name_a_nic_or_a_bmc() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    one(&store, add(&host("a", 1))).await.unwrap();
+    let mut same_nic = host("b", 1);
+    same_nic.record.host.spec.bmc.address = "redfish+http://elsewhere".into();
+    let mut same_bmc = host("c", 1);
+    same_bmc.record.host.spec.boot_mac = None;
+    let mut same_name = host("a", 2);
+    same_name.record.host.uid = "another".into();
+    for (host, wanted) in [
+        (&same_nic, "boot MAC"),
+        (&same_bmc, "BMC address"),
+        (&same_name, "name"),
+    ] {
+        let refused = one(&store, add(host)).await;
+        assert!(
+            matches!(&refused, Err(StoreError::Exists { what, owner })
+                if *what == wanted && owner == "host \"a\""),
+            "{refused:?}"
+        );
+    }
+    let before = host("d", 9);
+    let version = one(&store, add(&before)).await.unwrap();
+    let mut moved = before.clone();
+    moved.record.host.spec.bmc.address = "redfish+http://10.0.0.1".into();
+    let mut before = *before;
+    before.record.host.version = version;
+    let refused = one(
+        &store,
+        Write::Save {
+            host: moved,
+            before: Arc::new(before),
+            fence: None,
+            with: Entries::default(),
+        },
+    )
+    .await;
+    assert!(
+        matches!(&refused, Err(StoreError::Exists { what, .. }) if *what == "BMC address"),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_document_is_written_as_expected_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let put = |text: &str, expect| Write::Put {
+        document: Box::new(Document {
+            secret: Some(json!("hunter2")),
+            ..Document::new("Image", "i", Timestamp::UNIX_EPOCH, json!({ "text": text }))
+        }),
+        expect,
+        with: Entries::default(),
+    };
+    let first = one(&store, put("1", Expect::Absent)).await.unwrap();
+    let refused = one(&store, put("2", Expect::Absent)).await;
+    assert!(matches!(refused, Err(StoreError::Exists { .. })));
+    let second = one(&store, put("3", Expect::Revision(first)))
+        .await
+        .unwrap();
+    let refused = one(&store, put("4", Expect::Revision(first))).await;
+    assert!(matches!(refused, Err(StoreError::Conflict(_))));
+    let third = one(&store, put("5", Expect::Anything)).await.unwrap();
+    let found = store.news(0).await.unwrap().documents;
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].body, json!({"text": "5"}));
+    assert_eq!(found[0].secret, Some(json!("hunter2")));
+    assert_eq!(found[0].revision, third);
+    let gone = |expect| Write::Drop {
+        kind: "Image".into(),
+        name: "i".into(),
+        expect,
+        with: Entries::default(),
+    };
+    let refused = one(&store, gone(Expect::Revision(second))).await;
+    assert!(matches!(refused, Err(StoreError::Conflict(_))));
+    one(&store, gone(Expect::Revision(third))).await.unwrap();
+    let news = store.news(0).await.unwrap();
+    assert_eq!((news.documents.len(), news.removed.len()), (0, 1));
+}
+
+#[tokio::test]
+async fn the_audit_log_is_a_chain_and_its_end_is_vouched_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let entry = |text: &str| AuditEntry {
+        project: "default".into(),
+        body: json!({ "text": text }),
+    };
+    one(&store, Write::Audit(vec![entry("1"), entry("2")]))
+        .await
+        .unwrap();
+    one(&store, Write::Audit(vec![entry("3")])).await.unwrap();
+    let lines = store.audit(0, 9).await.unwrap();
+    let mut hash = String::new();
+    for line in &lines {
+        hash = commit::chained(&hash, line.id, &line.project, &line.body);
+        assert_eq!(hash, line.hash);
+    }
+    let head = store.audit_head().await.unwrap().unwrap();
+    assert_eq!((head.id, head.hash, head.vouched), (3, hash, true));
+}
+
+#[tokio::test]
+async fn contacts_are_kept_without_a_revision() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let at = |second| Some(Timestamp::from_second(second).unwrap());
+    let heard = |agent, daemon| {
+        Write::Heard(Contact {
+            uid: "u".into(),
+            agent,
+            daemon,
+        })
+    };
+    store
+        .commit(&[heard(at(1), None), heard(None, at(2)), heard(at(3), None)])
+        .await;
+    let wanted = Contact {
+        uid: "u".into(),
+        agent: at(3),
+        daemon: at(2),
+    };
+    assert_eq!(store.contacts().await.unwrap(), [wanted]);
+    assert_eq!(store.news(0).await.unwrap().revision, 0);
+}

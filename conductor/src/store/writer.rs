@@ -1,0 +1,157 @@
+//! One writer for everybody: what waits goes to the database in one transaction.
+//!
+//! While one transaction is made durable the next one gathers, so that a disk that syncs a hundred
+//! times in a second still takes thousands of changes. Nobody is answered before its change lasts.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Contact, Outcomes, Revision, Store, StoreError, Write};
+
+/// Writes of one transaction.
+const MOST: usize = 512;
+/// Contacts of one transaction.
+const MOST_CONTACTS: usize = 2048;
+/// Writes that wait.
+const QUEUE: usize = 4096;
+/// How long a contact waits for company.
+const CONTACTS: Duration = Duration::from_secs(1);
+
+/// Learns what was committed, in the order of revisions, before the writers are answered.
+pub(crate) trait Follower: Send + Sync {
+    /// These writes came to this.
+    fn committed(&self, writes: Vec<Write>, outcomes: &Outcomes);
+    /// A transaction failed: what became of it is not known.
+    fn doubtful(&self);
+}
+
+struct Job {
+    write: Write,
+    answer: oneshot::Sender<Result<Revision, StoreError>>,
+}
+
+/// The way to the writer.
+#[derive(Clone)]
+pub(crate) struct Writer {
+    jobs: mpsc::Sender<Job>,
+    contacts: Arc<Mutex<BTreeMap<String, Contact>>>,
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Writer")
+    }
+}
+
+impl Writer {
+    /// Starts the task that writes; it ends after the last writer is gone.
+    pub(crate) fn start(store: Arc<dyn Store>, follower: Arc<dyn Follower>) -> Self {
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let contacts = Arc::<Mutex<BTreeMap<_, _>>>::default();
+        let task = Task {
+            store,
+            follower,
+            queue,
+            contacts: Arc::clone(&contacts),
+        };
+        tokio::spawn(task.run());
+        Self { jobs, contacts }
+    }
+
+    /// Writes, and waits until it lasts.
+    pub(crate) async fn write(&self, write: Write) -> Result<Revision, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let job = Job { write, answer };
+        self.jobs.send(job).await.map_err(|_| StoreError::Stopped)?;
+        answered.await.map_err(|_| StoreError::Stopped)?
+    }
+
+    /// Notes a contact: it lasts within a second or so, and nobody waits for it.
+    pub(crate) fn heard(&self, contact: Contact) {
+        let mut waiting = lock(&self.contacts);
+        let known = waiting.entry(contact.uid.clone()).or_default();
+        known.agent = contact.agent.max(known.agent);
+        known.daemon = contact.daemon.max(known.daemon);
+        known.uid = contact.uid;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // What is guarded is never left half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Task {
+    store: Arc<dyn Store>,
+    follower: Arc<dyn Follower>,
+    queue: mpsc::Receiver<Job>,
+    contacts: Arc<Mutex<BTreeMap<String, Contact>>>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let mut tick = tokio::time::interval(CONTACTS);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut jobs = Vec::with_capacity(MOST);
+        loop {
+            let open = tokio::select! {
+                got = self.queue.recv_many(&mut jobs, MOST) => got > 0,
+                _ = tick.tick() => true,
+            };
+            self.commit(&mut jobs).await;
+            if !open {
+                break;
+            }
+        }
+        tracing::debug!("the writer ends");
+    }
+
+    async fn commit(&mut self, jobs: &mut Vec<Job>) {
+        let (mut writes, answers): (Vec<_>, Vec<_>) =
+            jobs.drain(..).map(|job| (job.write, job.answer)).unzip();
+        let contacts = self.take_contacts();
+        writes.extend(contacts.iter().cloned().map(Write::Heard));
+        if writes.is_empty() {
+            return;
+        }
+        let started = std::time::Instant::now();
+        let outcomes = self.store.commit(&writes).await;
+        tracing::trace!(writes = writes.len(), elapsed = ?started.elapsed(), "committed");
+        let failed = |outcome: &Result<_, _>| matches!(outcome, Err(StoreError::Database(_)));
+        if outcomes.iter().any(failed) {
+            self.follower.doubtful();
+            self.keep_contacts(contacts);
+        }
+        self.follower.committed(writes, &outcomes);
+        for (answer, outcome) in answers.into_iter().zip(outcomes) {
+            // Whoever asked may be gone: what was written stays written.
+            let _ = answer.send(outcome);
+        }
+    }
+
+    fn take_contacts(&self) -> Vec<Contact> {
+        let mut waiting = lock(&self.contacts);
+        let mut taken = Vec::new();
+        while taken.len() < MOST_CONTACTS {
+            let Some((_, contact)) = waiting.pop_first() else {
+                break;
+            };
+            taken.push(contact);
+        }
+        taken
+    }
+
+    fn keep_contacts(&self, contacts: Vec<Contact>) {
+        let mut waiting = lock(&self.contacts);
+        for contact in contacts {
+            let known = waiting.entry(contact.uid.clone()).or_default();
+            known.agent = contact.agent.max(known.agent);
+            known.daemon = contact.daemon.max(known.daemon);
+            known.uid = contact.uid;
+        }
+    }
+}
