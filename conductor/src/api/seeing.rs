@@ -13,7 +13,7 @@ use crate::seeing::metrics;
 
 /// `GET /metrics`
 pub(crate) async fn figures(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    let hosts = app.hosts.list(&Visible::all()).await?;
+    let hosts = app.hosts.list(&Visible::all());
     let text = app
         .hosts
         .seeing()
@@ -31,9 +31,9 @@ pub(crate) async fn alive() -> &'static str {
 pub(crate) async fn ready(State(app): State<Arc<App>>) -> (StatusCode, &'static str) {
     let stopping = app.stop.is_cancelled();
     // Whoever asks is not known: no more is told than yes or no.
-    match app.hosts.list(&Visible::all()).await {
-        Ok(_) if !stopping => (StatusCode::OK, "ok\n"),
-        Ok(_) => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+    match app.hosts.answers().await {
+        Ok(()) if !stopping => (StatusCode::OK, "ok\n"),
+        Ok(()) => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
         Err(problem) => {
             tracing::error!(%problem, "not ready");
             (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
