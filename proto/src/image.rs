@@ -1,7 +1,10 @@
 //! What is written to a disk: where it is, and what vouches for it.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use serde::{Deserialize, Serialize};
 
+use crate::address::{Policy, Refused};
 use crate::digest::Digest;
 
 /// An image, as a person names it.
@@ -70,31 +73,148 @@ pub enum InvalidImage {
     /// Credentials inside the URL end up in logs.
     #[error("image URL carries a user name or password: remove it")]
     UserInfo,
+    /// A host that readers of URLs do not all read alike, or none.
+    #[error("image URL {url:?}: {what}")]
+    Host {
+        /// The URL.
+        url: String,
+        /// What about it.
+        what: &'static str,
+    },
+    /// Nobody is sent there.
+    #[error("image URL {url:?}: {why}")]
+    Address {
+        /// The URL.
+        url: String,
+        /// Why.
+        why: Refused,
+    },
     /// Nothing vouches for the bytes.
     #[error("image {0:?} has no digest: give sha256:… or sha512:…, or allow it unverified")]
     NoDigest(String),
 }
 
+/// Characters of a URL.
+const LONGEST: usize = 2048;
+
 impl ImageRef {
-    /// Checks all that can be checked without fetching.
+    /// Checks the form: all that can be checked without knowing who fetches. A host that one
+    /// reader of URLs takes for a name and another for an address does not pass.
     pub fn validate(&self) -> Result<(), InvalidImage> {
-        let shown = || self.url.chars().take(200).collect::<String>();
+        self.host()?;
+        if self.digest.is_none() && !self.allow_unverified {
+            return Err(InvalidImage::NoDigest(self.shown()));
+        }
+        Ok(())
+    }
+
+    /// Checks that the URL does not name a place that nobody is sent to. What its name resolves
+    /// to is checked by whoever fetches.
+    pub fn check_address(&self, policy: Policy) -> Result<(), InvalidImage> {
+        policy
+            .check_host(self.host()?)
+            .map_err(|why| InvalidImage::Address {
+                url: self.shown(),
+                why,
+            })
+    }
+
+    fn shown(&self) -> String {
+        self.url.chars().take(200).collect()
+    }
+
+    /// The host that the URL names.
+    fn host(&self) -> Result<&str, InvalidImage> {
+        let wrong = |what| InvalidImage::Host {
+            url: self.shown(),
+            what,
+        };
         let rest = self
             .url
             .strip_prefix("http://")
-            .or_else(|| self.url.strip_prefix("https://"));
-        let rest = rest
+            .or_else(|| self.url.strip_prefix("https://"))
             .filter(|rest| !rest.is_empty())
-            .ok_or_else(|| InvalidImage::Scheme(shown()))?;
+            .ok_or_else(|| InvalidImage::Scheme(self.shown()))?;
+        if self.url.len() > LONGEST {
+            return Err(wrong("it is longer than 2048 characters"));
+        }
+        let odd = |c: char| c == '\\' || c.is_whitespace() || c.is_control();
+        if self.url.chars().any(odd) {
+            return Err(wrong("it has a space, a backslash or a control character"));
+        }
         let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
         if authority.contains('@') {
             return Err(InvalidImage::UserInfo);
         }
-        if self.digest.is_none() && !self.allow_unverified {
-            return Err(InvalidImage::NoDigest(shown()));
-        }
-        Ok(())
+        let (host, port) = split(authority).map_err(wrong)?;
+        check_port(port).map_err(wrong)?;
+        check_name(host).map_err(wrong)?;
+        Ok(host)
     }
+}
+
+/// Host and port of an authority.
+fn split(authority: &str) -> Result<(&str, Option<&str>), &'static str> {
+    let Some(after) = authority.strip_prefix('[') else {
+        return Ok(match authority.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (authority, None),
+        });
+    };
+    let (address, port) = after.split_once(']').ok_or("its `[` is not closed")?;
+    address
+        .parse::<Ipv6Addr>()
+        .map_err(|_| "what stands in `[…]` is no IPv6 address")?;
+    let port = match port {
+        "" => None,
+        port => Some(port.strip_prefix(':').ok_or("something follows its `]`")?),
+    };
+    Ok((&authority[..address.len() + 2], port))
+}
+
+fn check_port(port: Option<&str>) -> Result<(), &'static str> {
+    let Some(port) = port else { return Ok(()) };
+    let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+    match port.parse::<u16>() {
+        Ok(number) if digits && number > 0 => Ok(()),
+        _ => Err("its port is not a number from 1 to 65535"),
+    }
+}
+
+/// A name of letters, digits, `-`, `_` and dots; or an IPv4 address in its one usual form.
+fn check_name(host: &str) -> Result<(), &'static str> {
+    if host.starts_with('[') {
+        return Ok(());
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    let name = host.strip_suffix('.').unwrap_or(host);
+    if name.is_empty() || host.len() > 253 {
+        return Err("it names no host");
+    }
+    if !host.chars().all(plain) {
+        return Err("its host has characters other than A-Z, a-z, 0-9, `-`, `_` and `.`");
+    }
+    if name
+        .split('.')
+        .any(|label| label.is_empty() || label.len() > 63)
+    {
+        return Err("a part of its host's name is empty or longer than 63 characters");
+    }
+    // 2130706433, 0177.1 and 0x7f.0.0.1 are addresses to some: what ends like a number is one.
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let number = last.starts_with(|c: char| c.is_ascii_digit())
+        && (last.bytes().all(|byte| byte.is_ascii_digit()) || is_hex(last));
+    if number && (host != name || name.parse::<Ipv4Addr>().is_err()) {
+        return Err("its host looks like an IPv4 address, and is not four numbers up to 255");
+    }
+    Ok(())
+}
+
+fn is_hex(label: &str) -> bool {
+    let digits = label
+        .strip_prefix("0x")
+        .or_else(|| label.strip_prefix("0X"));
+    digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 #[cfg(test)]
@@ -155,5 +275,46 @@ mod tests {
             unvouched.validate(),
             Err(InvalidImage::NoDigest(_))
         ));
+    }
+
+    /// One a line; each is refused, and would be fetched from by a reader less strict.
+    const HOSTILE: &str = include_str!("../testdata/hostile-urls.txt");
+
+    #[test]
+    fn hostile_urls_are_refused() {
+        let hostile: Vec<String> = HOSTILE
+            .lines()
+            .filter(|line| !line.starts_with("# "))
+            .map(|line| line.replace("\\t", "\t").replace("\\n", "\n"))
+            .chain([format!("http://{}/", "a".repeat(64)), String::new()])
+            .chain([format!("http://h/{}", "a".repeat(2048))])
+            .collect();
+        assert!(hostile.len() >= 60, "{}", hostile.len());
+        for url in hostile {
+            let image = image(&url);
+            let checked = image
+                .validate()
+                .and_then(|()| image.check_address(Policy::Others));
+            assert!(checked.is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn ordinary_urls_pass() {
+        for url in [
+            "http://10.77.0.1:8080/image.raw.zst",
+            "https://cloud.debian.org/images/x.raw?a=b@c#d",
+            "http://images/x",
+            "http://images.lan.:80/x",
+            "http://[fd00::1]:8080/x",
+            "http://[2001:db8::1]/x",
+            "http://my_host-1.example/a%20b",
+            "http://1password.example/",
+            "http://0xcafe.example/",
+        ] {
+            let image = image(url);
+            assert_eq!(image.validate(), Ok(()), "{url}");
+            assert_eq!(image.check_address(Policy::Others), Ok(()), "{url}");
+        }
     }
 }

@@ -17,6 +17,7 @@ use ferrite_proto::step::{Outcome, Progress, Step};
 
 use crate::kernel::Kernel;
 use crate::root::Root;
+use crate::stream::fetch::Patience;
 
 /// What every step may use.
 pub(crate) struct Context<'a> {
@@ -36,7 +37,9 @@ pub(crate) fn run(step: &Step, context: &Context<'_>) -> Result<Outcome, Problem
     match step {
         Step::Inspect => inspect::run(context),
         Step::Erase { method } => erase::run(*method, context),
-        Step::WriteImage { image, root } => write_image::run(image, root, context),
+        Step::WriteImage { image, root } => {
+            write_image::run(image, root, Patience::default(), context)
+        }
         Step::WriteConfigDrive { root, files } => write_config_drive::run(root, files, context),
         Step::SetBootEntry { root } => {
             set_boot_entry::run(&root_disk::find(context.root, root)?.name, context)

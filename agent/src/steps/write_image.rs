@@ -32,11 +32,12 @@ use crate::stream::{Fetched, ImageStream, Piece};
 pub(super) fn run(
     image: &ImageRef,
     root: &RootDisk,
+    patience: Patience,
     context: &Context<'_>,
 ) -> Result<Outcome, Problem> {
     let disk = root_disk::find(context.root, root)?;
     let drive = write_config_drive::room(context)?;
-    let written = write(image, &disk, drive, Patience::default(), context)?;
+    let written = write(image, &disk, drive, patience, context)?;
     Ok(Outcome::ImageWritten(written))
 }
 

@@ -6,6 +6,7 @@ use crate::disk::gpt::tests::{outside_opinion, table_of};
 use crate::kernel::Linux;
 use crate::root::Root;
 use crate::stream::fixture::{Served, Server};
+use ferrite_proto::address::Policy;
 use ferrite_proto::digest::{Algorithm, Digest};
 use ferrite_proto::image::{Compression, Format};
 use sha2::Digest as _;
@@ -108,6 +109,7 @@ impl Machine {
             read: Duration::from_secs(5),
             attempts: 3,
             pause: Duration::from_millis(10),
+            from: Policy::OthersAndLoopback,
         };
         let context = Context {
             root: &self.root,
@@ -153,6 +155,39 @@ impl Machine {
             );
         }
     }
+}
+
+/// As long as in production, from this machine.
+fn here() -> Patience {
+    Patience {
+        from: Policy::OthersAndLoopback,
+        ..Patience::default()
+    }
+}
+
+#[test]
+fn nothing_is_fetched_from_the_own_machine_and_nothing_written() {
+    let machine = Machine::new(DISK);
+    let image = gpt_image();
+    let server = Server::start(vec![Served::whole(&image)]);
+    let disk = Disk {
+        name: "/dev/vda".into(),
+        ..Disk::default()
+    };
+    let context = Context {
+        root: &machine.root,
+        kernel: &NoKernel,
+        progress: &|_| {},
+        cancelled: &machine.cancelled,
+    };
+    let named = server.url().replace("127.0.0.1", "localhost");
+    for url in [server.url(), named] {
+        let described = describe(url, sha256(&image));
+        let refused = write(&described, &disk, 0, Patience::default(), &context).unwrap_err();
+        assert_eq!(refused.code, Code::ImageInvalid, "{refused}");
+        assert!(machine.is_untouched());
+    }
+    assert!(server.ranges().is_empty());
 }
 
 #[test]
@@ -491,17 +526,17 @@ fn the_disk_that_is_meant_is_found_and_written() {
     fixture::write(&root, &[("/proc/self/exe", b"\x7fELF agent")]);
     let described = describe(server.url(), sha256(&image));
     let mut meant = RootDisk::default();
-    let problem = run(&described, &meant, &context).unwrap_err();
+    let problem = run(&described, &meant, here(), &context).unwrap_err();
     assert_eq!(problem.code, Code::SeveralDisksMatch);
     meant.hints.serial = Some("vdb-serial".into());
     // The agent itself goes to the config drive: 4 MiB of it are too much for this disk.
     let agent = std::fs::File::create(root.path("/proc/self/exe")).unwrap();
     agent.set_len(4 * MIB).unwrap();
-    let problem = run(&described, &meant, &context).unwrap_err();
+    let problem = run(&described, &meant, here(), &context).unwrap_err();
     assert_eq!(problem.code, Code::ImageTooLarge);
     assert!(problem.message.contains("14.0 MiB"), "{problem}");
     agent.set_len(MIB - 1).unwrap();
-    let Outcome::ImageWritten(written) = run(&described, &meant, &context).unwrap() else {
+    let Outcome::ImageWritten(written) = run(&described, &meant, here(), &context).unwrap() else {
         panic!("another outcome")
     };
     assert_eq!(written.disk, "/dev/vdb");
@@ -536,7 +571,7 @@ fn a_real_block_device_is_written_with_either_sector() {
             cancelled: &AtomicBool::new(false),
         };
         let described = describe(server.url(), sha256(&image));
-        let written = write(&described, &disk, 0, Patience::default(), &context).unwrap();
+        let written = write(&described, &disk, 0, here(), &context).unwrap();
         assert!(written.bytes_zeroed >= 4 * MIB);
         let on_disk = std::fs::read(&file).unwrap();
         assert!(on_disk[1 << 20..at] == image[1 << 20..at]);

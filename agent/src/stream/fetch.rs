@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::time::{Duration, Instant};
 
+use ferrite_proto::address::{Policy, Refused};
 use ferrite_proto::problem::{Code, Problem};
 use reqwest::StatusCode;
 use reqwest::blocking::{Client, Response};
@@ -17,12 +18,9 @@ use reqwest::header::{
 };
 use rustls::{ClientConfig, RootCertStore};
 
-use super::{CHUNK, CHUNKS, Chunk, State, offer, spawn, take};
+use super::{CHUNK, CHUNKS, Chunk, State, offer, reach, spawn, take};
 
-/// Most redirects that are followed; only to http and https.
-const REDIRECTS: usize = 5;
-
-/// How long a server may make us wait.
+/// How long a server may make us wait, and where it may be.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
     /// For the connection.
@@ -33,6 +31,8 @@ pub(crate) struct Patience {
     pub(crate) attempts: u32,
     /// The wait before the second attempt; it doubles each time.
     pub(crate) pause: Duration,
+    /// Where bytes may come from.
+    pub(crate) from: Policy,
 }
 
 impl Default for Patience {
@@ -42,6 +42,7 @@ impl Default for Patience {
             read: Duration::from_secs(30),
             attempts: 5,
             pause: Duration::from_millis(500),
+            from: Policy::Others,
         }
     }
 }
@@ -82,6 +83,8 @@ impl Feed {
 enum FetchError {
     #[error("{url} cannot be fetched: {why}")]
     Unreachable { url: String, why: String },
+    #[error("{url} is not fetched: {why}")]
+    Forbidden { url: String, why: Refused },
     #[error("{url} cannot be fetched: its server answers {status}")]
     Status { url: String, status: StatusCode },
     #[error("{url} broke off at byte {byte}{} and cannot be continued: {why}", of(*.total))]
@@ -109,7 +112,7 @@ impl FetchError {
                     || *status == StatusCode::TOO_MANY_REQUESTS
                     || *status == StatusCode::REQUEST_TIMEOUT
             }
-            Self::CutOff { .. } | Self::Stopped => false,
+            Self::Forbidden { .. } | Self::CutOff { .. } | Self::Stopped => false,
         }
     }
 }
@@ -125,6 +128,10 @@ impl From<FetchError> for Problem {
             FetchError::Status { .. } if !error.may_pass() => (
                 Code::ImageNotFound,
                 "correct the image's URL, or put the file there; nothing was written",
+            ),
+            FetchError::Forbidden { .. } => (
+                Code::ImageInvalid,
+                "put the image on a server of your network, and name that; nothing was written",
             ),
             FetchError::Stopped => (Code::StepCancelled, ""),
             _ => (
@@ -176,10 +183,14 @@ fn client(patience: Patience, url: &str) -> Result<Client, FetchError> {
         .map_err(|error| failed(error.to_string()))?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    Client::builder()
+    let parsed = reqwest::Url::parse(url).map_err(|error| failed(error.to_string()))?;
+    reach::check(patience.from, &parsed).map_err(|why| FetchError::Forbidden {
+        url: url.to_owned(),
+        why,
+    })?;
+    reach::bounded(Client::builder(), patience.from)
         .tls_backend_preconfigured(config)
         .no_proxy()
-        .redirect(reqwest::redirect::Policy::limited(REDIRECTS))
         .referer(false)
         .connect_timeout(patience.connect)
         // In the blocking client this is for each read, not for the whole file.
@@ -313,7 +324,7 @@ impl Fetch<'_> {
         let response = request
             .header(ACCEPT_ENCODING, "identity")
             .send()
-            .map_err(|error| self.unreachable(chain(&error)))?;
+            .map_err(|error| self.not_sent(&error))?;
         if response.status() == StatusCode::OK {
             Ok(response)
         } else {
@@ -351,7 +362,7 @@ impl Fetch<'_> {
             .header(RANGE, format!("bytes={}-", self.byte))
             .header(IF_RANGE, mark)
             .send()
-            .map_err(|error| self.unreachable(chain(&error)))?;
+            .map_err(|error| self.not_sent(&error))?;
         match response.status() {
             StatusCode::PARTIAL_CONTENT => {}
             StatusCode::OK => {
@@ -385,6 +396,16 @@ impl Fetch<'_> {
             std::thread::sleep(left.min(super::GLANCE));
         }
         Ok(())
+    }
+
+    fn not_sent(&self, error: &reqwest::Error) -> FetchError {
+        match reach::refusal(error) {
+            Some(why) => FetchError::Forbidden {
+                url: self.url.clone(),
+                why: why.clone(),
+            },
+            None => self.unreachable(chain(error)),
+        }
     }
 
     fn unreachable(&self, why: String) -> FetchError {

@@ -11,6 +11,7 @@ pub(crate) mod fetch;
 #[path = "fixture_tests.rs"]
 pub(crate) mod fixture;
 pub(crate) mod meter;
+mod reach;
 mod verify;
 pub(crate) mod write;
 

@@ -1,5 +1,6 @@
 //! What people ask of a host, as changes of its record. Pure; refusals are problems.
 
+use ferrite_proto::address::Policy;
 use ferrite_proto::api::Provision;
 use ferrite_proto::host::{
     BootVia, Host, HostManifest, HostSecrets, HostSpec, HostState, HostStatus,
@@ -80,6 +81,7 @@ impl Change {
         asked
             .image
             .validate()
+            .and_then(|()| asked.image.check_address(Policy::Others))
             .map_err(|error| invalid(error.to_string(), "correct the image"))?;
         check_secrets(&asked.secrets)?;
         if asked.secrets.bmc_password.is_some() {
@@ -296,6 +298,7 @@ fn check_spec(spec: &HostSpec) -> Result<(), Problem> {
     if let Some(image) = &spec.image {
         image
             .validate()
+            .and_then(|()| image.check_address(Policy::Others))
             .map_err(|error| invalid(error.to_string(), "correct spec.image"))?;
     }
     match (spec.boot_via, spec.boot_mac) {
