@@ -18,13 +18,14 @@ AS_ROOT := $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)")
 # The whole workspace each time: with fewer crates, cargo would build their dependencies anew.
 E2E := $(AS_ROOT) $(CARGO) test --workspace --test e2e
 
-.PHONY: demo test test-all unit bench-deploy lint deps build agent boot os sudo clean help
+.PHONY: demo test test-all unit bench-deploy bench-conductor lint deps build agent boot os sudo clean help
 
 help:
 	@echo "make demo       one virtual host, from powered off to a running OS (KEEP=1 leaves the lab up)"
 	@echo "make test       what CI runs"
 	@echo "make test-all   every case, in parts (PART=name runs one)"
 	@echo "make bench-deploy   deploy a 2.5 GiB image twice and print where the time went"
+	@echo "make bench-conductor   the conductor with 1,000 to 10,000 hosts, and Ironic beside it (QUICK=1: shorter)"
 	@echo "make lint       formatting and lints, warnings denied"
 
 demo: deps build boot os
@@ -37,11 +38,17 @@ test-all: deps $(if $(PART),,lint unit) build boot os
 	$(E2E) -- $(if $(PART),--part $(PART),--all)
 
 unit:
-	$(AS_ROOT) $(CARGO) test --workspace --lib --bins --test tidy --test lab
+	$(CARGO) build --workspace --bins
+	$(AS_ROOT) $(CARGO) test --workspace --lib --bins --test tidy --test lab --test swarm
 
 bench-deploy: deps build boot
 	@$(MAKE) --no-print-directory $(TARGET)/lab/bench.raw.json
 	$(SUDO) $(TARGET)/debug/ferrite-lab bench-deploy
+
+# Twelve minutes. Nothing else should run on the machine meanwhile.
+bench-conductor:
+	$(CARGO) build --release -p ferrite -p ferrite-tests --bins
+	$(TARGET)/release/ferrite-lab bench-conductor $(if $(QUICK),--quick) $(ARGS)
 
 lint:
 	@$(CARGO) clippy --version >/dev/null 2>&1 && $(CARGO) fmt --version >/dev/null 2>&1 \

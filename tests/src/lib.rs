@@ -5,6 +5,7 @@
 //! starts it as people do, and talks to it through its command line and API.
 
 pub mod accel;
+pub mod bench_conductor;
 pub mod bench_deploy;
 pub mod bmc;
 mod command;

@@ -46,11 +46,17 @@ enum Task {
     /// `power-cut`, `clear`, or `[METHOD] PATH EFFECT [delay=SECONDS] [times=N]` with an effect of
     /// status=CODE, body=TEXT, drop, stall, lie=/POINTER:VALUE; for images also cut=BYTES,
     /// truncate=BYTES, flip=OFFSET, rate=BYTES, stall-after=BYTES.
-    Fault { target: String, rules: Vec<String> },
+    Fault {
+        target: String,
+        rules: Vec<String>,
+    },
     /// Follow a host's serial console.
-    Console { host: usize },
+    Console {
+        host: usize,
+    },
     /// Deploy a 2.5 GiB image as raw and in our best form, and print where the time went.
     BenchDeploy,
+    BenchConductor(ferrite_tests::bench_conductor::BenchArgs),
     /// Play any number of servers in this process, against conductors that run already.
     Swarm(ferrite_tests::swarm::command::SwarmArgs),
     /// Take one virtual host from powered off and unknown to provisioned, before your eyes.
@@ -122,6 +128,7 @@ fn perform(cli: &Cli) -> Result<()> {
         Task::Fault { target, rules } => fault(&dir, target, rules),
         Task::Console { host } => console(&status(&dir)?, *host),
         Task::BenchDeploy => ferrite_tests::bench_deploy::run(),
+        Task::BenchConductor(bench) => in_runtime(ferrite_tests::bench_conductor::run(bench)),
         Task::Swarm(swarm) => in_runtime(ferrite_tests::swarm::command::run(swarm)),
         Task::Demo { keep } => ferrite_tests::demo::run(*keep),
     }

@@ -6,12 +6,10 @@ use std::time::Duration;
 
 use ferrite_tests::swarm::{Served, Settings, Swarm};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 fn ferrite() -> PathBuf {
-    let target = ferrite_tests::conductor::target_dir().unwrap();
-    let default = target.join("debug/ferrite");
-    std::env::var_os("FERRITE_BIN").map_or(default, PathBuf::from)
+    ferrite_tests::swarm::ferrite().expect("`make build` makes it")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

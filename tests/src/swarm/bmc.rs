@@ -58,15 +58,15 @@ async fn log_in(Json(body): Json<Value>) -> Response {
 }
 
 /// The machine of a number, unless its BMC has a bad moment.
-fn machine(shared: &Shared, number: &str) -> Result<Arc<Machine>, Response> {
+fn machine(shared: &Shared, number: &str) -> Result<Arc<Machine>, StatusCode> {
     let found = number
         .parse()
         .ok()
         .and_then(|number: usize| shared.machines.get(number));
-    let machine = found.ok_or_else(|| StatusCode::NOT_FOUND.into_response())?;
+    let machine = found.ok_or(StatusCode::NOT_FOUND)?;
     machine.count_bmc_request();
     if machine.happens(shared.settings.rates.bmc) {
-        return Err(StatusCode::SERVICE_UNAVAILABLE.into_response());
+        return Err(StatusCode::SERVICE_UNAVAILABLE);
     }
     Ok(Arc::clone(machine))
 }
@@ -74,7 +74,7 @@ fn machine(shared: &Shared, number: &str) -> Result<Arc<Machine>, Response> {
 async fn system(State(shared): All, Path(number): Path<String>) -> Response {
     match machine(&shared, &number) {
         Ok(machine) => Json(document(&machine)).into_response(),
-        Err(refusal) => refusal,
+        Err(refusal) => refusal.into_response(),
     }
 }
 
@@ -111,7 +111,7 @@ async fn configure(
 ) -> Response {
     let machine = match machine(&shared, &number) {
         Ok(machine) => machine,
-        Err(refusal) => return refusal,
+        Err(refusal) => return refusal.into_response(),
     };
     let boot = &body["Boot"];
     match (
@@ -132,7 +132,7 @@ async fn reset(
 ) -> Response {
     let machine = match machine(&shared, &number) {
         Ok(machine) => machine,
-        Err(refusal) => return refusal,
+        Err(refusal) => return refusal.into_response(),
     };
     match body["ResetType"].as_str() {
         Some("On") => machine.power_on(),

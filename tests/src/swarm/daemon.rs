@@ -68,7 +68,7 @@ impl Daemon<'_> {
             Call::Enroll => self.enroll().await,
             Call::CheckIn => self.check_in().await,
         };
-        self.shared.counts.call(&result);
+        self.shared.counts.call(self.machine, &result);
         result.unwrap_or_else(|error| self.contact.failed(&error))
     }
 

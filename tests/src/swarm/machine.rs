@@ -35,6 +35,7 @@ pub struct Machine {
     inside: Mutex<Inside>,
     chance: Mutex<Chance>,
     bmc_requests: AtomicU64,
+    answered: AtomicU64,
 }
 
 /// The power supply.
@@ -99,6 +100,7 @@ impl Machine {
             inside: Mutex::default(),
             chance: Mutex::new(Chance::new(seed, number)),
             bmc_requests: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
         }
     }
 
@@ -119,6 +121,15 @@ impl Machine {
     /// What its BMC was asked so far.
     pub fn bmc_requests(&self) -> u64 {
         self.bmc_requests.load(Ordering::Relaxed)
+    }
+
+    /// Calls of its agent or daemon that a conductor answered so far.
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_answer(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn note(&self, note: impl FnOnce(&mut Deeds)) {

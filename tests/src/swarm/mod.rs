@@ -85,9 +85,12 @@ struct Counts {
 }
 
 impl Counts {
-    fn call<R>(&self, answer: &Result<R, CallError>) {
+    fn call<R>(&self, machine: &Machine, answer: &Result<R, CallError>) {
         let count = match answer {
-            Ok(_) => &self.answered,
+            Ok(_) => {
+                machine.count_answer();
+                &self.answered
+            }
             Err(CallError::Unauthorized { .. }) => &self.refused,
             Err(_) => &self.failed,
         };
@@ -173,6 +176,11 @@ impl Swarm {
         }
     }
 
+    /// Calls of each machine that were answered so far.
+    pub fn answered(&self) -> Vec<u64> {
+        self.machines().iter().map(|m| m.answered()).collect()
+    }
+
     /// What happened twice and must not: orders that were begun again.
     pub fn doubled(&self) -> Vec<String> {
         let mut found = Vec::new();
@@ -219,4 +227,12 @@ pub fn raise_file_limit() -> Result<()> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the number of open files")
+}
+
+/// The conductor's program that tests start: `FERRITE_BIN`, else what cargo built last.
+pub fn ferrite() -> Result<std::path::PathBuf> {
+    let default = crate::conductor::target_dir()?.join("debug/ferrite");
+    let path = std::env::var_os("FERRITE_BIN").map_or(default, Into::into);
+    anyhow::ensure!(path.exists(), "{} is not there", path.display());
+    Ok(path)
 }

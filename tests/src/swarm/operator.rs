@@ -34,7 +34,7 @@ impl Operator {
         let client = reqwest::Client::builder()
             .tls_certs_only(reqwest::Certificate::from_pem_bundle(&ca)?)
             .no_proxy()
-            .timeout(Duration::from_secs(120))
+            .timeout(Duration::from_mins(2))
             .build()?;
         Ok(Self {
             client,
@@ -44,6 +44,7 @@ impl Operator {
     }
 
     /// The same person at another conductor.
+    #[must_use]
     pub fn at(&self, url: &str) -> Self {
         Self {
             url: url.to_owned(),
@@ -56,6 +57,12 @@ impl Operator {
         self.client
             .request(method, format!("{}{path}", self.url))
             .bearer_auth(&self.token)
+    }
+
+    /// A call of a host's daemon, over this person's connection.
+    pub fn as_daemon(&self, path: &str, key: &str) -> reqwest::RequestBuilder {
+        let url = format!("{}{path}", self.url);
+        self.client.post(url).bearer_auth(key)
     }
 
     /// A call that must be answered well.

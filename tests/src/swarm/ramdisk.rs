@@ -120,7 +120,7 @@ impl<'a> Agent<'a> {
             }
             Ok(reply)
         });
-        self.shared.counts.call(&answer);
+        self.shared.counts.call(self.machine, &answer);
         self.failures = match &answer {
             Ok(_) => 0,
             Err(_) => self.failures.saturating_add(1),

@@ -59,7 +59,7 @@ impl Served {
         );
         fs::write(served.config(), config)?;
         served.launch()?;
-        served.until_ready(Duration::from_secs(60)).await?;
+        served.until_ready(Duration::from_mins(1)).await?;
         Ok(served)
     }
 
