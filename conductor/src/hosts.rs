@@ -228,7 +228,7 @@ impl Hosts {
             if after == *before && with.is_empty() {
                 return Ok((before, answer));
             }
-            let events = with.events.clone();
+            let (events, runs) = (with.events.clone(), with.runs.clone());
             let write = Write::Save {
                 host: Box::new(after),
                 before: Arc::clone(&before),
@@ -239,7 +239,7 @@ impl Hosts {
                 Ok(_) => {
                     let after = live.stored();
                     log_events(name, &events);
-                    self.seeing.changed(&before, &after, clock::now());
+                    self.seeing.changed(&before, &after, &runs, clock::now());
                     return Ok((after, answer));
                 }
                 Err(StoreError::Conflict(_)) if attempts < ATTEMPTS => {

@@ -9,6 +9,8 @@
 //! | `PUT /v1/hosts/{name}` [`HostManifest`] | what is wanted, whole: enrol (201) or replace |
 //! | `PATCH /v1/hosts/{name}` | a merge patch (RFC 7386) of a [`HostManifest`] |
 //! | `GET /v1/hosts/{name}/events?limit=N` | [`EventList`], newest last |
+//! | `GET /v1/hosts/{name}/inventory` | [`Inventory`], from the last inspection |
+//! | `GET /v1/hosts/{name}/timeline?limit=N` | [`Timeline`]: where the seconds went |
 //! | `POST /v1/hosts/{name}/provision` [`Provision`] | set the image and the cloud-init data |
 //! | `POST /v1/hosts/{name}/deprovision` | remove the image |
 //! | `POST /v1/hosts/{name}/retry` | try now what failed |
@@ -19,13 +21,28 @@
 //! Errors are RFC 9457 `application/problem+json`: [`ErrorBody`].
 //!
 //! [`HostManifest`]: crate::host::HostManifest
+//! [`Inventory`]: crate::inventory::Inventory
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::{Host, HostSecrets};
+use crate::host::{Host, HostSecrets, Run, Stage};
 use crate::image::ImageRef;
 use crate::problem::Code;
 use crate::resource::{ApiVersion, ListMetadata};
+
+/// Where the seconds of a host went.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Timeline {
+    /// Its runs, newest last; the one under way has no end.
+    pub runs: Vec<Run>,
+}
+
+impl Timeline {
+    /// The stages of all its runs, oldest first.
+    pub fn stages(&self) -> impl Iterator<Item = &Stage> {
+        self.runs.iter().flat_map(|run| &run.stages)
+    }
+}
 
 /// Set what a host shall run.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::agent_api::CloudInit;
 use crate::hints::{RootDeviceDefault, RootDeviceHints};
 use crate::image::ImageRef;
-use crate::inventory::{BootMode, Inventory};
+use crate::inventory::BootMode;
 use crate::mac::Mac;
 use crate::problem::Problem;
 use crate::resource::{ApiVersion, DEFAULT_PROJECT, Metadata, ResourceVersion};
@@ -335,9 +335,6 @@ pub struct HostStatus {
     /// The host daemon, once there was one.
     #[serde(default)]
     pub daemon: Option<DaemonStatus>,
-    /// From the last inspection.
-    #[serde(default)]
-    pub inventory: Option<Box<Inventory>>,
     /// Image that is on the disk.
     #[serde(default)]
     pub image: Option<ImageRef>,
@@ -347,9 +344,6 @@ pub struct HostStatus {
     /// How the OS was last started, with the reason when it was not by kexec.
     #[serde(default)]
     pub booted_by: Option<String>,
-    /// Where the seconds went, oldest first; the last 100 stages.
-    #[serde(default)]
-    pub timeline: Vec<Stage>,
 }
 
 /// Power as a BMC tells.

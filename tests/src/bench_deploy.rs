@@ -107,7 +107,8 @@ fn deploy(images: &Path, form: &str, file: &str, digest: &str) -> Result<Deploym
     let started = Timestamp::now();
     let (host, cpu) = sampled(&lab, || provision(&lab, &conductor, file, digest))?;
     let cost = lab.host(1).cost();
-    let mut timeline = Timeline::of(&host, cost.firmware_boots, Timestamp::now());
+    let runs = conductor.timeline(HOST)?;
+    let mut timeline = Timeline::of(&host, &runs, cost.firmware_boots, Timestamp::now());
     for stage in &mut timeline.stages {
         stage.qemu_cpu_seconds = Some(cpu.between(stage.started, stage.ended()));
     }
@@ -121,7 +122,7 @@ fn deploy(images: &Path, form: &str, file: &str, digest: &str) -> Result<Deploym
         .image_written
         .clone()
         .context("no figures of write-image")?;
-    let memory = memory(&host);
+    let memory = memory(&conductor)?;
     Ok(Deployment {
         form: form.to_owned(),
         accel: lab.accel(),
@@ -138,11 +139,9 @@ fn deploy(images: &Path, form: &str, file: &str, digest: &str) -> Result<Deploym
 }
 
 /// Memory that the ramdisk's kernel could use.
-fn memory(host: &Host) -> u64 {
-    let inventory = host.status.inventory.as_ref();
-    inventory
-        .and_then(|inventory| inventory.memory.total_bytes)
-        .unwrap_or(0)
+fn memory(conductor: &Conductor) -> Result<u64> {
+    let inventory = conductor.inventory(HOST)?;
+    Ok(inventory.memory.total_bytes.unwrap_or(0))
 }
 
 fn provision(lab: &Lab, conductor: &Conductor, file: &str, digest: &str) -> Result<Host> {

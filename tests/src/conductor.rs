@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use ferrite_proto::api::Timeline;
 use ferrite_proto::host::{Host, HostState};
+use ferrite_proto::inventory::Inventory;
 
 use crate::lab::Lab;
 use crate::net::{Namespace, SERVER};
@@ -229,6 +231,18 @@ impl Conductor {
     pub fn host(&self, name: &str) -> Result<Host> {
         let text = self.cli_ok(&["host", "show", name, "--output", "json"], "")?;
         serde_json::from_str(&text).with_context(|| format!("reading host {name}: {text}"))
+    }
+
+    /// Where a host's seconds went, as the API shows it.
+    pub fn timeline(&self, name: &str) -> Result<Timeline> {
+        let text = self.cli_ok(&["host", "timeline", name, "--output", "json"], "")?;
+        serde_json::from_str(&text).with_context(|| format!("reading {name}'s timeline: {text}"))
+    }
+
+    /// A host's inventory, as the API shows it.
+    pub fn inventory(&self, name: &str) -> Result<Inventory> {
+        let text = self.cli_ok(&["host", "inventory", name], "")?;
+        serde_json::from_str(&text).with_context(|| format!("reading {name}'s inventory: {text}"))
     }
 
     /// Waits until a host is as wanted; the error says how it was instead.

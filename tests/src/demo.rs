@@ -165,6 +165,8 @@ runcmd:
 fn report(ferrite: &Ferrite<'_>, dir: &Path) -> Result<()> {
     let shown = ferrite.output(&["host", "show", HOST, "--output", "json"])?;
     let host: Host = serde_json::from_str(&shown).context("reading the host")?;
+    let shown = ferrite.output(&["host", "timeline", HOST, "--output", "json"])?;
+    let runs = serde_json::from_str(&shown).context("reading the timeline")?;
     let boots = match control::ask(dir, &Request::Status)? {
         Answer::Status(status) => status
             .hosts
@@ -172,7 +174,7 @@ fn report(ferrite: &Ferrite<'_>, dir: &Path) -> Result<()> {
             .map_or(0, |host| host.cost.firmware_boots),
         other => bail!("an unexpected answer of the lab: {other:?}"),
     };
-    let timeline = Timeline::of(&host, boots, Timestamp::now());
+    let timeline = Timeline::of(&host, &runs, boots, Timestamp::now());
     let path = dir.join("timeline.json");
     fs::write(&path, serde_json::to_string_pretty(&timeline)?)?;
     say("where the time went:")?;

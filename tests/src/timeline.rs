@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use ferrite_proto::api::Timeline as Runs;
 use ferrite_proto::host::{Host, HostState, Stage};
 use ferrite_proto::size::ByteSize;
 use jiff::Timestamp;
@@ -41,11 +42,9 @@ pub struct TimelineStage {
 
 impl Timeline {
     /// The timeline of a host that has come to rest at `now`.
-    pub fn of(host: &Host, firmware_boots: u64, now: Timestamp) -> Self {
-        let mut stages: Vec<TimelineStage> = host
-            .status
-            .timeline
-            .iter()
+    pub fn of(host: &Host, runs: &Runs, firmware_boots: u64, now: Timestamp) -> Self {
+        let mut stages: Vec<TimelineStage> = runs
+            .stages()
             .map(|stage| TimelineStage::of(stage, now))
             .collect();
         stages.sort_by_key(|stage| stage.started);

@@ -74,6 +74,8 @@ pub(crate) const TABLE: &[Line] = &[
     operate("POST", "/v1/hosts/{name}/retry", Scope::Host),
     view("GET", "/v1/hosts/{name}/explain", Scope::Host),
     view("GET", "/v1/hosts/{name}/events", Scope::Host),
+    view("GET", "/v1/hosts/{name}/inventory", Scope::Host),
+    view("GET", "/v1/hosts/{name}/timeline", Scope::Host),
     view("GET", "/v1/version", Scope::Any),
     view("GET", "/metrics", Scope::Global),
     line("GET", "/healthz", Who::Anyone),

@@ -80,6 +80,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/hosts/{name}/retry", post(operator::retry))
         .route("/v1/hosts/{name}/explain", get(operator::explain))
         .route("/v1/hosts/{name}/events", get(operator::events))
+        .route("/v1/hosts/{name}/inventory", get(operator::inventory))
+        .route("/v1/hosts/{name}/timeline", get(operator::timeline))
         .route("/v1/version", get(operator::version))
         .route("/metrics", get(seeing::figures));
     let poll = Router::new()

@@ -6,8 +6,11 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use ferrite_proto::api::{EventList, Explanation, HostList, HostListKind, Provision, Version};
+use ferrite_proto::api::{
+    EventList, Explanation, HostList, HostListKind, Provision, Timeline, Version,
+};
 use ferrite_proto::host::{BmcSpec, Host, HostManifest};
+use ferrite_proto::inventory::Inventory;
 use ferrite_proto::merge;
 use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::resource::{ApiVersion, ListMetadata, ResourceVersion};
@@ -25,6 +28,7 @@ use crate::lifecycle::{explain as words, intent};
 /// Longest that a reader may wait for a change.
 const LONGEST_WAIT: u64 = 60;
 const MOST_EVENTS: u32 = 2000;
+const MOST_RUNS: u32 = 50;
 
 /// Wait for a version.
 #[derive(Debug, Deserialize)]
@@ -236,6 +240,35 @@ pub(crate) async fn events(
     let limit = query.limit.unwrap_or(100).min(MOST_EVENTS);
     let events = app.hosts.events(&name, limit).await?;
     Ok(Json(EventList { events }))
+}
+
+/// `GET /v1/hosts/{name}/inventory`
+pub(crate) async fn inventory(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Answer<Box<Inventory>> {
+    let found = app.hosts.inventory(&name).await?;
+    let missing = || {
+        let text = format!("the host {name:?} was not inspected yet");
+        Problem::new(
+            Code::NotFound,
+            text,
+            "`ferrite host explain` says what it waits for",
+        )
+    };
+    Ok(Json(found.ok_or_else(missing)?))
+}
+
+/// `GET /v1/hosts/{name}/timeline`
+pub(crate) async fn timeline(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    Query(query): Query<Limit>,
+) -> Answer<Timeline> {
+    let limit = query.limit.unwrap_or(MOST_RUNS).min(MOST_RUNS);
+    let mut runs = app.hosts.runs(&name, limit).await?;
+    runs.extend(app.hosts.stored(&name)?.record.run.doing.clone());
+    Ok(Json(Timeline { runs }))
 }
 
 /// `DELETE /v1/hosts/{name}`

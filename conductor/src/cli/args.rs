@@ -149,6 +149,11 @@ pub(crate) enum HostCommand {
         /// Its name.
         name: String,
     },
+    /// Show a host's hardware, as JSON.
+    Inventory {
+        /// Its name.
+        name: String,
+    },
     /// Show a host's log.
     Events {
         /// Its name.

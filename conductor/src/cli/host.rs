@@ -6,10 +6,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use ferrite_proto::api::{EventList, Explanation, HostList, Provision as ProvisionHost};
+use ferrite_proto::api::{EventList, Explanation, HostList, Provision as ProvisionHost, Timeline};
 use ferrite_proto::hints::RootDeviceHints;
 use ferrite_proto::host::{BmcSpec, Host, HostManifest, HostSecrets, HostSpec};
 use ferrite_proto::image::{Format, ImageRef};
+use ferrite_proto::inventory::Inventory;
 use ferrite_proto::merge;
 use ferrite_proto::secret::Secret;
 use reqwest::Method;
@@ -67,17 +68,23 @@ pub(crate) async fn run(
         }
         HostCommand::Show { name } => {
             let host: Host = client.get(&path(&name, "")).await?;
-            shown(&host, output, show::host)?;
+            let inventory = match output {
+                Output::Table => client.get(&path(&name, "/inventory")).await.ok(),
+                Output::Json => None,
+            };
+            shown(&host, output, |host| show::host(host, inventory.as_ref()))?;
         }
         HostCommand::Explain { name } => {
             let words: Explanation = client.get(&path(&name, "/explain")).await?;
             shown(&words, output, show::explanation)?;
         }
         HostCommand::Timeline { name } => {
-            let host: Host = client.get(&path(&name, "")).await?;
-            shown(&host.status.timeline, output, |stages| {
-                show::timeline(stages)
-            })?;
+            let timeline: Timeline = client.get(&path(&name, "/timeline")).await?;
+            shown(&timeline, output, show::timeline)?;
+        }
+        HostCommand::Inventory { name } => {
+            let inventory: Inventory = client.get(&path(&name, "/inventory")).await?;
+            print_json(&inventory)?;
         }
         HostCommand::Events { name, limit } => {
             let call = path(&name, &format!("/events?limit={limit}"));

@@ -3,8 +3,9 @@
 use std::fmt::Write;
 
 use comfy_table::{CellAlignment, Table, presets};
-use ferrite_proto::api::{EventList, Explanation};
-use ferrite_proto::host::{Host, HostError, HostStatus, Power, Stage};
+use ferrite_proto::api::{EventList, Explanation, Timeline};
+use ferrite_proto::host::{Host, HostError, HostStatus, Power};
+use ferrite_proto::inventory::Inventory;
 use ferrite_proto::size::ByteSize;
 use jiff::Timestamp;
 
@@ -83,7 +84,7 @@ fn trouble(error: &HostError) -> String {
 }
 
 /// One host.
-pub(crate) fn host(host: &Host) -> String {
+pub(crate) fn host(host: &Host, inventory: Option<&Inventory>) -> String {
     let (spec, status) = (&host.spec, &host.status);
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
@@ -135,14 +136,13 @@ pub(crate) fn host(host: &Host) -> String {
             format!("{:?}", daemon.cloud_init.stage).to_lowercase(),
         );
     }
-    hardware(status, &mut line);
+    if let Some(inventory) = inventory {
+        hardware(inventory, &mut line);
+    }
     text
 }
 
-fn hardware(status: &HostStatus, line: &mut impl FnMut(&str, String)) {
-    let Some(inventory) = &status.inventory else {
-        return;
-    };
+fn hardware(inventory: &Inventory, line: &mut impl FnMut(&str, String)) {
     let words = |text: &Option<String>| text.clone().unwrap_or_else(|| "?".to_owned());
     let system = &inventory.system;
     line(
@@ -190,14 +190,14 @@ pub(crate) fn explanation(words: &Explanation) -> String {
 }
 
 /// Where the seconds went.
-pub(crate) fn timeline(stages: &[Stage]) -> String {
+pub(crate) fn timeline(timeline: &Timeline) -> String {
     let mut table = new_table(&["STAGE", "STARTED", "SECONDS", "BYTES", "DETAIL"]);
     for column in [2, 3] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    for stage in stages {
+    for stage in timeline.stages() {
         let seconds = stage.seconds.map_or("-".to_owned(), |s| format!("{s:.1}"));
         table.add_row([
             stage.name.clone(),
@@ -208,14 +208,14 @@ pub(crate) fn timeline(stages: &[Stage]) -> String {
         ]);
     }
     let mut text = lines(&table);
-    let _ = writeln!(text, "firmware boots: {}", firmware_boots(stages));
+    let _ = writeln!(text, "firmware boots: {}", firmware_boots(timeline));
     text
 }
 
 /// How often the power was asked for.
-fn firmware_boots(stages: &[Stage]) -> usize {
-    stages
-        .iter()
+fn firmware_boots(timeline: &Timeline) -> usize {
+    timeline
+        .stages()
         .filter(|stage| stage.name == "firmware")
         .count()
 }

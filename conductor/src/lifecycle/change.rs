@@ -108,7 +108,40 @@ impl Change {
 
     /// The host's stages.
     pub(crate) fn stages(&mut self) -> Stages<'_> {
-        Stages::new(&mut self.record.host.status.timeline)
+        Stages::new(&self.record.host.name, &mut self.record.run.doing)
+    }
+
+    /// Something is begun with the host: its stages are kept together from here on.
+    pub(crate) fn begin_run(&mut self, kind: &str) {
+        self.end_run("given up");
+        let new = timeline::new_run(&self.record.host.name, kind, self.now);
+        self.record.run.doing = Some(new);
+    }
+
+    /// What was being done with the host has come to this.
+    pub(crate) fn end_run(&mut self, outcome: &str) {
+        if let Some(mut run) = self.record.run.doing.take() {
+            run.ended = Some(self.now);
+            run.outcome = Some(outcome.to_owned());
+            self.runs.push(run);
+        }
+    }
+
+    /// A state at rest ends what was being done, another begins it.
+    fn note_run(&mut self, to: HostState) {
+        let kind = match to {
+            HostState::Available | HostState::Provisioned | HostState::ExternallyProvisioned => {
+                return self.end_run(to.as_str());
+            }
+            HostState::Registering | HostState::Inspecting | HostState::Preparing => "prepare",
+            HostState::Provisioning => "deploy",
+            HostState::Deprovisioning => "deprovision",
+            HostState::Deleting => "delete",
+        };
+        let begins = matches!(to, HostState::Deprovisioning | HostState::Deleting);
+        if begins || self.record.run.doing.is_none() {
+            self.begin_run(kind);
+        }
     }
 
     /// Enters a state.
@@ -116,6 +149,7 @@ impl Change {
         let from = self.record.state();
         debug_assert!(state::is_edge(from, to), "{from} to {to}");
         self.event("state", format!("{from} → {to}"));
+        self.note_run(to);
         let (status, run) = (&mut self.record.host.status, &mut self.record.run);
         status.state = to;
         status.since = self.now;

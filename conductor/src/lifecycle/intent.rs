@@ -50,6 +50,7 @@ pub(crate) fn enrol(add: HostManifest, uid: String, now: Timestamp) -> Result<Ch
         ..Kept::default()
     };
     let mut change = Change::new(Record { host, run }, kept, now);
+    change.begin_run("enrol");
     change.event("state", "added: registering");
     Ok(change)
 }
@@ -65,11 +66,9 @@ const fn new_status(now: Timestamp) -> HostStatus {
         error: None,
         agent: None,
         daemon: None,
-        inventory: None,
         image: None,
         image_written: None,
         booted_by: None,
-        timeline: Vec::new(),
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ferrite_proto::host::{Host, HostSecrets, HostState, Power};
+use ferrite_proto::host::{Host, HostSecrets, HostState, Power, Run};
 use ferrite_proto::image::ImageRef;
 use ferrite_proto::secret::Secret;
 use ferrite_proto::step::{BootMethod, RootDisk};
@@ -55,6 +55,8 @@ pub(crate) struct Runtime {
     pub(crate) deployment: Option<Deployment>,
     /// The daemon's way in.
     pub(crate) daemon: Option<DaemonAccess>,
+    /// What is being done with it, and where the seconds of that went.
+    pub(crate) doing: Option<Run>,
     /// Being let go.
     pub(crate) deletion: Option<Deletion>,
 }

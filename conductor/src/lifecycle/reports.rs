@@ -100,7 +100,7 @@ impl Change {
         match (name, outcome) {
             (StepName::Inspect, Outcome::Inspected { inventory }) => {
                 let text = format!("{} disks", inventory.disks.len());
-                status.inventory = Some(inventory);
+                self.inventory = Some(inventory);
                 Ok(Detail::text(text))
             }
             (StepName::Erase, Outcome::Erased { disks }) => {

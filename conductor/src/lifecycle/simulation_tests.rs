@@ -103,6 +103,7 @@ struct Sim {
     executed: BTreeSet<u64>,
     tokens: u64,
     transcript: Vec<String>,
+    runs: Vec<ferrite_proto::host::Run>,
     limits: Limits,
 }
 
@@ -145,6 +146,7 @@ impl Sim {
             executed: BTreeSet::new(),
             tokens: 0,
             transcript: Vec::new(),
+            runs: Vec::new(),
             limits: Limits::default(),
         }
     }
@@ -157,6 +159,7 @@ impl Sim {
             self.transcript
                 .push(format!("{}: {}", event.kind, event.text));
         }
+        self.runs.extend(change.runs);
         (self.record, self.kept) = (change.record, change.kept);
         answer
     }
@@ -640,11 +643,11 @@ agent: the agent is given up: the deployed OS runs
 daemon: first contact: os
 state: provisioning → provisioned";
     assert_eq!(sim.transcript.join("\n"), wanted);
-    let stages = &sim.record.host.status.timeline;
-    let boots = stages
-        .iter()
-        .filter(|stage| stage.name == "firmware")
-        .count();
+    let kinds: Vec<_> = sim.runs.iter().map(|run| run.kind.as_str()).collect();
+    assert_eq!(kinds, ["enrol", "deploy"]);
+    assert!(sim.record.run.doing.is_none());
+    let stages = sim.runs.iter().flat_map(|run| &run.stages);
+    let boots = stages.filter(|stage| stage.name == "firmware").count();
     assert_eq!(boots, 1);
 }
 

@@ -1,20 +1,21 @@
 //! Where the seconds of a host went: stages with a beginning, an end, bytes and a detail. Pure.
 
-use ferrite_proto::host::Stage;
+use ferrite_proto::host::{Run, Stage};
 use jiff::Timestamp;
 
 /// Stages that are kept.
 const KEPT: usize = 100;
 
-/// The stages of a host, being added to.
+/// The stages of what is being done with a host, being added to.
 pub(crate) struct Stages<'a> {
-    list: &'a mut Vec<Stage>,
+    host: &'a str,
+    doing: &'a mut Option<Run>,
 }
 
 impl<'a> Stages<'a> {
-    /// Of this list.
-    pub(crate) const fn new(list: &'a mut Vec<Stage>) -> Self {
-        Self { list }
+    /// Of what is being done with this host.
+    pub(crate) const fn new(host: &'a str, doing: &'a mut Option<Run>) -> Self {
+        Self { host, doing }
     }
 
     /// A stage begins.
@@ -60,7 +61,7 @@ impl<'a> Stages<'a> {
         detail: Option<String>,
     ) -> bool {
         let open = |stage: &&mut Stage| stage.name == name && stage.seconds.is_none();
-        let Some(stage) = self.list.iter_mut().rev().find(open) else {
+        let Some(stage) = self.all().rev().find(open) else {
             return false;
         };
         stage.seconds = Some(between(stage.started, at));
@@ -72,16 +73,35 @@ impl<'a> Stages<'a> {
     /// What was under way came to nothing: open stages stay without an end, and say why.
     pub(crate) fn give_up(&mut self, why: &str) {
         let open = |stage: &&mut Stage| stage.seconds.is_none() && stage.detail.is_none();
-        for stage in self.list.iter_mut().filter(open) {
+        for stage in self.all().filter(open) {
             stage.detail = Some(format!("given up: {why}"));
         }
     }
 
+    fn all(&mut self) -> impl DoubleEndedIterator<Item = &mut Stage> {
+        self.doing.iter_mut().flat_map(|run| &mut run.stages)
+    }
+
+    /// What takes time while nothing is being done is upkeep.
     fn push(&mut self, stage: Stage) {
-        if self.list.len() >= KEPT {
-            self.list.remove(0);
+        let upkeep = || new_run(self.host, "upkeep", stage.started);
+        let list = &mut self.doing.get_or_insert_with(upkeep).stages;
+        if list.len() >= KEPT {
+            list.remove(0);
         }
-        self.list.push(stage);
+        list.push(stage);
+    }
+}
+
+/// Something that begins.
+pub(crate) fn new_run(host: &str, kind: &str, started: Timestamp) -> Run {
+    Run {
+        host: host.to_owned(),
+        kind: kind.to_owned(),
+        started,
+        ended: None,
+        outcome: None,
+        stages: Vec::new(),
     }
 }
 
@@ -119,15 +139,16 @@ mod tests {
 
     #[test]
     fn stages_follow_each_other_without_a_gap() {
-        let mut list = Vec::new();
-        let mut stages = Stages::new(&mut list);
+        let mut doing = None;
+        let mut stages = Stages::new("n", &mut doing);
         stages.open("firmware", at(10));
         assert!(stages.close("firmware", at(14), None, None));
         assert!(!stages.close("firmware", at(15), None, None));
         stages.open("netboot", at(14));
         ramdisk_came(&mut stages, at(20), at(24), 7, "6.1");
-        let told: Vec<_> = list
+        let told: Vec<_> = doing
             .iter()
+            .flat_map(|run| &run.stages)
             .map(|s| (s.name.as_str(), s.seconds, s.bytes))
             .collect();
         assert_eq!(
@@ -142,10 +163,11 @@ mod tests {
 
     #[test]
     fn only_so_many_stages_are_kept_and_the_oldest_go() {
-        let mut list = Vec::new();
+        let mut doing = None;
         for second in 0..150 {
-            Stages::new(&mut list).past("x", at(second), at(second), None, None);
+            Stages::new("n", &mut doing).past("x", at(second), at(second), None, None);
         }
+        let list = doing.unwrap().stages;
         assert_eq!(list.len(), KEPT);
         assert_eq!(list[0].started, at(50));
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use ferrite_proto::host::{Host, HostState, HostStatus, Stage};
+use ferrite_proto::host::{Host, HostState, HostStatus, Run, Stage};
 use jiff::Timestamp;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -324,7 +324,7 @@ impl Metrics {
     }
 
     /// What a stored change tells.
-    pub(super) fn changed(&self, before: &Record, after: &Record, now: Timestamp) {
+    pub(super) fn changed(&self, before: &Record, after: &Record, runs: &[Run], now: Timestamp) {
         let (was, is) = (&before.host.status, &after.host.status);
         if was.state != is.state {
             let state = word(was.state);
@@ -334,7 +334,8 @@ impl Metrics {
                 .get_or_create(&StateLabel { state });
             time.observe(since(was.since, now));
         }
-        for stage in ended(&was.timeline, &is.timeline) {
+        let known = before.run.doing.as_slice();
+        for stage in ended(known, runs.iter().chain(&after.run.doing)) {
             self.phase(stage);
         }
         let new = is.error.as_ref().filter(|_| is.error != was.error);
@@ -405,13 +406,14 @@ impl Metrics {
 const CLASSES: [&str; 6] = ["0xx", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// Stages that have an end now and had none before. Both lists are of one host, oldest first.
-fn ended<'a>(was: &[Stage], is: &'a [Stage]) -> impl Iterator<Item = &'a Stage> {
+fn ended<'a>(was: &[Run], is: impl Iterator<Item = &'a Run>) -> impl Iterator<Item = &'a Stage> {
     let known: Vec<_> = was
         .iter()
+        .flat_map(|run| &run.stages)
         .filter(|stage| stage.seconds.is_some())
         .map(|stage| (stage.name.clone(), stage.started))
         .collect();
-    is.iter()
+    is.flat_map(|run| &run.stages)
         .filter(|stage| stage.seconds.is_some())
         .filter(move |stage| {
             !known

@@ -8,6 +8,7 @@ pub(crate) mod measured;
 pub(crate) mod metrics;
 mod process;
 
+use ferrite_proto::host::Run;
 use jiff::Timestamp;
 
 use crate::store::Stored;
@@ -22,7 +23,8 @@ pub(crate) struct Seeing {
 
 impl Seeing {
     /// A host was changed, and the change is stored.
-    pub(crate) fn changed(&self, before: &Stored, after: &Stored, now: Timestamp) {
-        self.metrics.changed(&before.record, &after.record, now);
+    pub(crate) fn changed(&self, before: &Stored, after: &Stored, runs: &[Run], now: Timestamp) {
+        self.metrics
+            .changed(&before.record, &after.record, runs, now);
     }
 }

@@ -16,7 +16,7 @@ use super::commit::{Batch, head_owner};
 use super::sql::{Pool, Row, Value};
 use super::{
     AuditHead, AuditLine, Contact, LogLine, News, Outcomes, Revision, Store, StoreError,
-    StoreFuture, Write, rows,
+    StoreFuture, Write, rows, upgrade,
 };
 use crate::seal::Sealer;
 
@@ -42,8 +42,10 @@ impl Database {
             .connect_with(options)
             .await?;
         sqlx::migrate!("./migrations/sqlite").run(&pool).await?;
+        let pool = Pool::Sqlite(pool);
+        upgrade::out_of_status(&pool).await?;
         Ok(Self {
-            pool: Pool::Sqlite(pool),
+            pool,
             sealer: Arc::new(sealer),
         })
     }

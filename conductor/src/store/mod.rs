@@ -6,10 +6,13 @@
 
 pub(crate) mod commit;
 pub(crate) mod database;
+#[cfg(test)]
+mod old_tests;
 pub(crate) mod rows;
 pub(crate) mod sql;
 #[cfg(test)]
 mod tests;
+pub(crate) mod upgrade;
 pub(crate) mod writer;
 
 use std::fmt;

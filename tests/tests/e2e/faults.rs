@@ -92,8 +92,8 @@ fn image_faults(world: &World) -> Result<()> {
     let disk = site.lab.host(1).disk(0);
     plant(&disk)?;
     site.add(&["--cleaning", "disabled"])?;
-    let host = site.wait_state(HostState::Available, BOOT)?;
-    let inventory = host.status.inventory.as_ref().context("no inventory")?;
+    site.wait_state(HostState::Available, BOOT)?;
+    let inventory = site.conductor.inventory(HOST)?;
     let fixed = inventory.disks.iter().filter(|disk| !disk.removable);
     ensure!(
         fixed.count() == 2,

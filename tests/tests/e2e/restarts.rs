@@ -96,10 +96,9 @@ fn run(world: &World) -> Result<()> {
         "{} firmware boots",
         site.firmware_boots()
     );
-    let writes = host
-        .status
-        .timeline
-        .iter()
+    let timeline = site.conductor.timeline(HOST)?;
+    let writes = timeline
+        .stages()
         .filter(|stage| stage.name == "write-image")
         .count();
     ensure!(writes == 1, "the image was written {writes} times");
