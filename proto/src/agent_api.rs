@@ -30,6 +30,7 @@ pub const CHECK_IN: &str = "/v1/daemon/check-in";
 
 /// Who is calling, as the machine itself tells.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Identity {
     /// SMBIOS system UUID, lower case.
@@ -43,6 +44,7 @@ pub struct Identity {
 /// First words of a ramdisk. The same ticket and nonce get the same answer until the first poll;
 /// any other second use is refused and raises an alarm.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Hello {
     /// From the boot medium.
     pub ticket: Secret<String>,
@@ -64,6 +66,7 @@ pub struct Hello {
 
 /// The answer to [`Hello`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct HelloReply {
     /// For `Authorization: Bearer`.
     pub token: Secret<String>,
@@ -75,6 +78,7 @@ pub struct HelloReply {
 
 /// Ask and report. A poll whose reply was lost is sent again unchanged.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Poll {
     /// Grows by one with every new poll.
     pub sequence: u64,
@@ -85,6 +89,7 @@ pub struct Poll {
 
 /// The answer to [`Poll`].
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PollReply {
     /// What to do next. Sent again until it is accepted, never run twice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,6 +101,7 @@ pub struct PollReply {
 
 /// A numbered step. Numbers grow within a host's life.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Order {
     /// The number that reports name.
     pub number: u64,
@@ -105,6 +111,7 @@ pub struct Order {
 
 /// What an agent says of an order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "report", rename_all = "kebab-case")]
 pub enum Report {
     /// Taken; it starts when this poll is answered.
@@ -147,6 +154,7 @@ pub enum Report {
 
 /// What the config drive tells the host daemon.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DaemonConfig {
     /// `https://host:port` of the conductor.
     pub url: String,
@@ -162,6 +170,7 @@ pub struct DaemonConfig {
 /// ever sees its digest here. The same credential with the same digest is answered again until the
 /// first check-in (a lost reply costs nothing); with another digest it is refused.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Enroll {
     /// From [`DaemonConfig`].
     pub credential: Secret<String>,
@@ -173,6 +182,7 @@ pub struct Enroll {
 
 /// The answer to [`Enroll`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct EnrollReply {
     /// The host's name in Ferrite.
     pub host: String,
@@ -182,6 +192,7 @@ pub struct EnrollReply {
 
 /// The daemon's heartbeat.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CheckIn {
     /// `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,
@@ -201,6 +212,7 @@ pub struct CheckIn {
 
 /// cloud-init's result (`/run/cloud-init/result.json`, `status.json`).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct CloudInit {
     /// How far it is.
@@ -215,6 +227,7 @@ pub struct CloudInit {
 
 /// How far cloud-init is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum CloudInitStage {
     /// Not installed, or it did not start.
@@ -230,6 +243,7 @@ pub enum CloudInitStage {
 
 /// The answer to [`CheckIn`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CheckInReply {
     /// Seconds to the next.
     pub check_in_seconds: u32,

@@ -46,6 +46,7 @@ impl Timeline {
 
 /// Set what a host shall run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Provision {
     /// The image.
@@ -63,6 +64,7 @@ pub struct Provision {
 
 /// What happened to a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct HostEvent {
     /// When.
     pub at: jiff::Timestamp,
@@ -74,6 +76,7 @@ pub struct HostEvent {
 
 /// Events of a host, newest last.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct EventList {
     /// The events.
     pub events: Vec<HostEvent>,
@@ -81,6 +84,7 @@ pub struct EventList {
 
 /// The kind of a [`HostList`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum HostListKind {
     /// Hosts.
     #[default]
@@ -89,6 +93,7 @@ pub enum HostListKind {
 
 /// Hosts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct HostList {
     /// The version of this form.
@@ -103,6 +108,7 @@ pub struct HostList {
 
 /// What a host is doing, for a person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Explanation {
     /// One sentence: what it does or waits for, since when.
     pub doing: String,
@@ -114,6 +120,7 @@ pub struct Explanation {
 
 /// Versions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Version {
     /// Of the conductor.
     pub version: String,
@@ -121,6 +128,7 @@ pub struct Version {
 
 /// RFC 9457 body of every error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ErrorBody {
     /// HTTP status.
     pub status: u16,

@@ -10,6 +10,7 @@ use crate::size::{ByteSize, GIB};
 
 /// What a person says of the disk that the OS goes to. All that is said must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct RootDeviceHints {
     /// `/dev/sda`, or a name without the folder. Fragile: prefer `serial` or `wwn`.
@@ -43,6 +44,7 @@ pub struct RootDeviceHints {
 
 /// Which disk is meant when no hint is given.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum RootDeviceDefault {
     /// The only one; several are an error.

@@ -46,6 +46,7 @@ pub struct Host {
 
 /// The kind of a [`Host`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum HostKind {
     /// A host.
     #[default]
@@ -54,8 +55,9 @@ pub enum HostKind {
 
 /// A [`Host`] as it is read.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
-struct HostWire {
+pub(crate) struct HostWire {
     #[serde(rename = "apiVersion")]
     _api_version: ApiVersion,
     #[serde(rename = "kind")]
@@ -125,6 +127,7 @@ impl Host {
 
 /// A host as people write it: what `apply` takes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HostManifest {
     /// The version of this form.
@@ -140,6 +143,7 @@ pub struct HostManifest {
     pub secrets: HostSecrets,
     /// May be sent back as it was read; ignored.
     #[serde(default, skip_serializing)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub status: Option<serde::de::IgnoredAny>,
 }
 
@@ -160,6 +164,7 @@ impl HostManifest {
 /// What people want of a host. Secrets are not part of it: they are written beside it
 /// ([`HostSecrets`]) and never read back.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct HostSpec {
     /// Its BMC.
@@ -192,6 +197,7 @@ pub struct HostSpec {
 
 /// Where a BMC is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BmcSpec {
     /// `redfish+https://10.0.0.5/redfish/v1/Systems/1`: Metal3's form. `redfish://` is
@@ -206,6 +212,7 @@ pub struct BmcSpec {
 
 /// How a host reaches the ramdisk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum BootVia {
     /// PXE, then iPXE, then HTTP.
@@ -217,6 +224,7 @@ pub enum BootVia {
 
 /// What cleaning does (Metal3's `automatedCleaningMode`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum AutomatedCleaning {
     /// Tables and signatures go.
@@ -228,6 +236,7 @@ pub enum AutomatedCleaning {
 
 /// What is only ever written: encrypted at rest, never read back over the API.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct HostSecrets {
     /// Of the BMC account.
@@ -249,6 +258,7 @@ pub struct HostSecrets {
 
 /// Metal3's states. One flat enum; retries, timers, errors and operations live beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum HostState {
     /// The BMC is being reached, power read.
@@ -309,6 +319,7 @@ impl std::fmt::Display for HostState {
 
 /// What is seen of a host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct HostStatus {
     /// Where in its life it is.
     pub state: HostState,
@@ -348,6 +359,7 @@ pub struct HostStatus {
 
 /// Power as a BMC tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Power {
     /// On.
@@ -358,6 +370,7 @@ pub enum Power {
 
 /// A step under way.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RunningStep {
     /// The order's number.
     pub order: u64,
@@ -372,6 +385,7 @@ pub struct RunningStep {
 
 /// What went wrong, and what happens next.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct HostError {
     /// What.
     pub problem: Problem,
@@ -386,6 +400,7 @@ pub struct HostError {
 
 /// The ramdisk's agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AgentStatus {
     /// Its version.
     pub version: String,
@@ -403,6 +418,7 @@ pub struct AgentStatus {
 
 /// The host daemon.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DaemonStatus {
     /// Last contact.
     pub seen_at: Timestamp,
@@ -441,6 +457,7 @@ pub struct Run {
 
 /// A stretch of time with a name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Stage {
     /// `firmware`, `ramdisk`, `inspect`, `erase`, `write-image`, …
     pub name: String,

@@ -9,6 +9,7 @@ use crate::digest::Digest;
 
 /// An image, as a person names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ImageRef {
     /// `http://` or `https://`; the host fetches it itself.
@@ -30,6 +31,7 @@ pub struct ImageRef {
 
 /// What an image file holds. Never guessed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// The bytes of the disk, one after the other.
@@ -39,6 +41,7 @@ pub enum Format {
 
 /// How an image file is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Compression {
     /// Not at all.

@@ -12,6 +12,7 @@ pub const INVENTORY_VERSION: u32 = 1;
 
 /// A machine's inventory.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Inventory {
     /// [`INVENTORY_VERSION`] of the writer.
@@ -36,6 +37,7 @@ pub struct Inventory {
 
 /// What SMBIOS says of the machine (DMTF DSP0134, types 0, 1, 2 and 3).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct System {
     /// Type 1 manufacturer.
@@ -62,6 +64,7 @@ pub struct System {
 
 /// How the running system was booted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct BootInfo {
     /// `uefi` when /sys/firmware/efi is there, else `bios`.
@@ -74,6 +77,7 @@ pub struct BootInfo {
 
 /// The two kinds of firmware interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum BootMode {
     /// UEFI.
@@ -85,6 +89,7 @@ pub enum BootMode {
 
 /// Processors.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Cpu {
     /// `uname -m`.
@@ -103,6 +108,7 @@ pub struct Cpu {
 
 /// Memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Memory {
     /// Usable by the kernel, bytes.
@@ -115,6 +121,7 @@ pub struct Memory {
 
 /// A memory module (SMBIOS type 17).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Dimm {
     /// Slot as printed on the board.
@@ -133,6 +140,7 @@ pub struct Dimm {
 
 /// A whole block device.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Disk {
     /// `/dev/sda`. Changes from boot to boot: for people, not for identity.
@@ -169,6 +177,7 @@ pub struct Disk {
 
 /// A network interface.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Nic {
     /// Kernel name.
@@ -189,6 +198,7 @@ pub struct Nic {
 
 /// Something that could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Unread {
     /// The field or file.
     pub what: String,
@@ -198,6 +208,7 @@ pub struct Unread {
 
 /// How long a collector took.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Timing {
     /// The collector.
     pub collector: String,

@@ -17,6 +17,8 @@ pub mod image;
 pub mod inventory;
 pub mod mac;
 pub mod merge;
+#[cfg(feature = "openapi")]
+mod openapi;
 pub mod problem;
 pub mod resource;
 pub mod secret;

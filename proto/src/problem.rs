@@ -20,6 +20,7 @@ macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $text:literal, $class:ident;)*) => {
         /// The stable codes. A code never changes its meaning; new ones are added.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
         pub enum Code {
             $($(#[$doc])* #[serde(rename = $text)] $variant,)*
             /// A code of a newer peer.
@@ -147,6 +148,7 @@ impl fmt::Display for Code {
 
 /// What went wrong, whole enough to act on without a log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[error("{message} [{code}]")]
 pub struct Problem {
     /// Stable, for programs.

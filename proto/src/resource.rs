@@ -14,6 +14,7 @@ pub const DEFAULT_PROJECT: &str = "default";
 
 /// The version of the resources' form.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum ApiVersion {
     /// The only one.
     #[default]
@@ -53,6 +54,7 @@ impl<'de> Deserialize<'de> for ResourceVersion {
 /// `annotations` are taken; `uid` and `resourceVersion` are compared, so that what was read can be
 /// sent back, and the rest is ignored.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Metadata {
     /// Unique among its kind; `[a-z0-9]([a-z0-9.-]*[a-z0-9])?`, at most 63.
@@ -92,6 +94,7 @@ impl Metadata {
 
 /// Where a list stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ListMetadata {
     /// The list is as of this version; a watch goes on from here.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// A secret. `Debug` and logs show `Secret(…)`; only [`Secret::expose`] gives the value.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(transparent)]
 pub struct Secret<T>(T);
 

@@ -11,6 +11,7 @@ use crate::secret::Secret;
 
 /// One verb for an agent, with all it needs to know.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "step", rename_all = "kebab-case")]
 pub enum Step {
     /// Read the hardware. Idempotent.
@@ -84,6 +85,7 @@ pub const CONFIG_DRIVE_LABEL: &str = "config-2";
 
 /// How a disk is erased.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum EraseMethod {
     /// Partition tables and signatures: the first and last MiB of the disk and its partitions.
@@ -92,6 +94,7 @@ pub enum EraseMethod {
 
 /// The rule that finds the root disk; evaluated afresh by each step.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RootDisk {
     /// What a person said.
     #[serde(default)]
@@ -103,6 +106,7 @@ pub struct RootDisk {
 
 /// A file of the config drive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ConfigFile {
     /// Relative, of `[A-Za-z0-9._-]` parts joined by `/`.
     pub path: String,
@@ -112,6 +116,7 @@ pub struct ConfigFile {
 
 /// How the deployed OS is started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum BootMethod {
     /// kexec where the kernel can be found without running anything of the image, else reboot.
@@ -123,6 +128,7 @@ pub enum BootMethod {
 
 /// What came of a step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "outcome", rename_all = "kebab-case")]
 pub enum Outcome {
     /// Of `inspect`.
@@ -172,6 +178,7 @@ pub enum Outcome {
 
 /// What was erased.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ErasedDisk {
     /// `/dev/sda`.
     pub name: String,
@@ -183,6 +190,7 @@ pub struct ErasedDisk {
 
 /// What was written, in figures.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct ImageWritten {
     /// The disk.
@@ -209,6 +217,7 @@ pub struct ImageWritten {
 
 /// How far a step is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Progress {
     /// What it is at, in a word or two.
