@@ -78,6 +78,7 @@ pub(crate) const TABLE: &[Line] = &[
     view("GET", "/v1/hosts/{name}/timeline", Scope::Host),
     view("GET", "/v1/version", Scope::Any),
     view("GET", "/metrics", Scope::Global),
+    line("GET", "/openapi.json", Who::Anyone),
     line("GET", "/healthz", Who::Anyone),
     line("GET", "/readyz", Who::Anyone),
 ];

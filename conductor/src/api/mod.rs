@@ -3,6 +3,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod daemon;
+pub(crate) mod openapi;
 pub(crate) mod operator;
 #[cfg(test)]
 mod resource_tests;
@@ -83,6 +84,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/hosts/{name}/inventory", get(operator::inventory))
         .route("/v1/hosts/{name}/timeline", get(operator::timeline))
         .route("/v1/version", get(operator::version))
+        .route("/openapi.json", get(openapi::serve))
         .route("/metrics", get(seeing::figures));
     let poll = Router::new()
         .route(agent_api::POLL, post(agent::poll))
