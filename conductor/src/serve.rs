@@ -25,8 +25,8 @@ use crate::{bmc, listen, netboot, tls, token};
 
 /// Between looks at the certificate.
 const RENEWAL: Duration = Duration::from_hours(24);
-/// Connections at once: one or two for each host.
-const CONNECTIONS: usize = 8192;
+/// Connections at once: one or two for each host of ten thousand.
+const CONNECTIONS: usize = 24_576;
 /// How long open calls have to end at a stop.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -73,7 +73,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         limits: config.limits.clone(),
         reach,
         iso_url: iso_urls(netboot.as_ref()),
-        connect: Box::new(bmc::connect),
+        connect: connect_bmcs(),
     });
     let driver = Arc::new(Driver::start(Arc::clone(&world), stop.clone()));
     let seen = tokio::spawn(note_sightings(Arc::clone(&hosts), sightings, stop.clone()));
@@ -174,6 +174,12 @@ async fn start_netboot(config: &Config, boots: &Arc<Boots>) -> anyhow::Result<Op
     let directory: Arc<dyn netboot::BootDirectory> = Arc::<Boots>::clone(boots);
     let started = netboot::start(netboot, directory).await;
     Ok(Some(started.context("starting netboot")?))
+}
+
+/// Opens BMCs, all with the same few HTTP clients.
+fn connect_bmcs() -> crate::lifecycle::execute::Connect {
+    let clients = bmc::Clients::default();
+    Box::new(move |spec, password| bmc::connect(&clients, spec, password))
 }
 
 /// Where BMCs find ISOs; none without one that was built.

@@ -4,6 +4,7 @@
 //! kind of BMC is one file beside `redfish.rs` and one arm in [`connect`].
 
 mod address;
+mod clients;
 mod error;
 mod media;
 mod quirks;
@@ -17,6 +18,7 @@ use ferrite_proto::host::{BmcSpec, Power};
 use ferrite_proto::inventory::BootMode;
 use ferrite_proto::secret::Secret;
 
+pub(crate) use clients::Clients;
 pub(crate) use error::BmcError;
 
 /// What a call to a BMC comes to.
@@ -76,9 +78,20 @@ pub(crate) enum BootDevice {
 }
 
 /// A client for the BMC at `spec.address`. Makes no contact yet: the first call does.
-pub(crate) fn connect(spec: &BmcSpec, password: &Secret<String>) -> Result<Box<dyn Bmc>, BmcError> {
+pub(crate) fn connect(
+    clients: &Clients,
+    spec: &BmcSpec,
+    password: &Secret<String>,
+) -> Result<Box<dyn Bmc>, BmcError> {
     let address = address::Address::parse(&spec.address)?;
-    Ok(Box::new(redfish::Redfish::new(address, spec, password)?))
+    let client = clients.get(spec.insecure_tls);
+    let client = client.map_err(|error| BmcError::Unreachable {
+        bmc: address.base.clone(),
+        reason: wire::deepest(&error),
+    })?;
+    let patience = wire::Patience::default();
+    let bmc = redfish::Redfish::new(client, address, spec, password, patience);
+    Ok(Box::new(bmc))
 }
 
 #[cfg(test)]

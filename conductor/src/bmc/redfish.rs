@@ -24,24 +24,17 @@ pub(super) struct Redfish {
 
 impl Redfish {
     pub(super) fn new(
-        address: Address,
-        spec: &BmcSpec,
-        password: &Secret<String>,
-    ) -> Result<Self, BmcError> {
-        Self::with_patience(address, spec, password, Patience::default())
-    }
-
-    pub(super) fn with_patience(
+        client: reqwest::Client,
         address: Address,
         spec: &BmcSpec,
         password: &Secret<String>,
         patience: Patience,
-    ) -> Result<Self, BmcError> {
-        Ok(Self {
-            wire: Wire::new(&address.base, spec, password, patience)?,
+    ) -> Self {
+        Self {
+            wire: Wire::new(client, &address.base, spec, password, patience),
             address,
             system: OnceCell::new(),
-        })
+        }
     }
 
     async fn system_path(&self) -> Result<&str, BmcError> {
@@ -318,6 +311,7 @@ fn strings(value: &Value) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bmc::clients;
     use crate::bmc::tests::{Mock, Rule};
     use ferrite_proto::problem::Code;
     use std::time::Duration;
@@ -338,7 +332,8 @@ mod tests {
         };
         let address = Address::parse(&spec.address).unwrap();
         let password = Secret::new(password.to_owned());
-        Redfish::with_patience(address, &spec, &password, patience).unwrap()
+        let client = clients::client(spec.insecure_tls, patience).unwrap();
+        Redfish::new(client, address, &spec, &password, patience)
     }
 
     #[tokio::test]

@@ -21,8 +21,6 @@ const ROOT: &str = "/redfish/v1/";
 const SESSIONS: &str = "/redfish/v1/SessionService/Sessions";
 /// The largest answers seen (log collections) are well below.
 const MAX_ANSWER: usize = 4 << 20;
-/// Where Debian and most others keep the authorities that the machine trusts.
-const SYSTEM_CAS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// How patient we are; tests are not.
 #[derive(Debug, Clone, Copy)]
@@ -81,36 +79,20 @@ pub(super) struct Wire {
 
 impl Wire {
     pub(super) fn new(
+        client: reqwest::Client,
         base: &str,
         spec: &BmcSpec,
         password: &Secret<String>,
         patience: Patience,
-    ) -> Result<Self, BmcError> {
-        // Fails when it is installed already, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder()
-            .tls_certs_only(system_cas())
-            .tls_danger_accept_invalid_certs(spec.insecure_tls)
-            .no_proxy()
-            .redirect(same_origin())
-            .connect_timeout(patience.connect)
-            .timeout(patience.read)
-            // Long enough for the requests of one action, short enough that no BMC has closed a
-            // connection that we are about to use.
-            .pool_idle_timeout(Duration::from_secs(2))
-            .build()
-            .map_err(|error| BmcError::Unreachable {
-                bmc: base.to_owned(),
-                reason: deepest(&error),
-            })?;
-        Ok(Self {
+    ) -> Self {
+        Self {
             client,
             base: base.to_owned(),
             username: spec.username.clone(),
             password: password.clone(),
             login: Mutex::new(Login::Unknown),
             patience,
-        })
+        }
     }
 
     /// The BMC's name in errors.
@@ -400,28 +382,7 @@ fn method_name(method: &Method) -> &'static str {
     }
 }
 
-/// Follows a few redirects to the same machine (some BMCs move `/redfish/v1`); elsewhere our
-/// token would leak.
-fn same_origin() -> reqwest::redirect::Policy {
-    reqwest::redirect::Policy::custom(|attempt| {
-        let first = attempt.previous().first().map(reqwest::Url::origin);
-        if attempt.previous().len() <= 3 && first == Some(attempt.url().origin()) {
-            attempt.follow()
-        } else {
-            attempt.stop()
-        }
-    })
-}
-
-/// What the machine trusts; an administrator adds a company's authority there.
-fn system_cas() -> Vec<reqwest::Certificate> {
-    std::fs::read(SYSTEM_CAS)
-        .ok()
-        .and_then(|pem| reqwest::Certificate::from_pem_bundle(&pem).ok())
-        .unwrap_or_default()
-}
-
-fn deepest(error: &dyn std::error::Error) -> String {
+pub(super) fn deepest(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;
