@@ -199,6 +199,7 @@ impl Hosts {
     pub(crate) async fn insert(&self, actor: &Actor, change: Change) -> Result<Host, Problem> {
         let mut change = change;
         change.actor = actor.clone();
+        change.audit_person(None);
         let name = change.record.host.name.clone();
         let (host, with) = change.into_parts();
         log_events(&name, &with.events);
@@ -224,10 +225,11 @@ impl Hosts {
             let mut draft = Change::new(before.record.clone(), before.kept.clone(), clock::now());
             draft.actor = actor.clone();
             let answer = change(&mut draft)?;
-            let (after, with) = draft.into_parts();
-            if after == *before && with.is_empty() {
+            if draft.is_unchanged(&before) {
                 return Ok((before, answer));
             }
+            draft.audit_person(Some(&before));
+            let (after, with) = draft.into_parts();
             let (events, runs) = (with.events.clone(), with.runs.clone());
             let write = Write::Save {
                 host: Box::new(after),

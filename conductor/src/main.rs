@@ -4,6 +4,7 @@
 mod access;
 mod actor;
 mod api;
+mod audit;
 mod bmc;
 mod boots;
 mod cli;

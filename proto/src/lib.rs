@@ -6,6 +6,7 @@
 //! that resources share with Kubernetes' ([`resource`]); sizes are bytes, durations seconds, times
 //! RFC 3339 in UTC.
 
+pub mod access;
 pub mod address;
 pub mod agent_api;
 pub mod api;

@@ -5,49 +5,16 @@ use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
+pub(crate) use ferrite_proto::access::{Grant, Role};
 use ferrite_proto::problem::{Code, Problem};
-use serde::{Deserialize, Serialize};
+use serde_json::json;
 
+use crate::actor::Actor;
 use crate::api::ApiError;
+use crate::seeing::calls;
 
-/// What people may do. Each role may do what the one before it may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Role {
-    /// Read everything that is not secret.
-    Viewer,
-    /// Change hosts and what they run.
-    Operator,
-    /// Say who else may do what.
-    Admin,
-}
-
-impl Role {
-    /// As it is written.
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Viewer => "viewer",
-            Self::Operator => "operator",
-            Self::Admin => "admin",
-        }
-    }
-}
-
-/// A role, in one project or in all.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Grant {
-    /// What may be done.
-    pub(crate) role: Role,
-    /// Where; everywhere, and to what belongs to no project, without one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) project: Option<String>,
-}
-
-impl Grant {
-    fn holds_in(&self, project: &str) -> bool {
-        self.project.as_deref().is_none_or(|own| own == project)
-    }
+fn holds_in(grant: &Grant, project: &str) -> bool {
+    grant.project.as_deref().is_none_or(|own| own == project)
 }
 
 /// A person, or a tool of theirs, that has shown who it is.
@@ -65,7 +32,9 @@ impl Person {
     /// Whether it may do what needs `role` in a project.
     pub(crate) fn may_in(&self, role: Role, project: &str) -> bool {
         let grants = &self.grants;
-        grants.iter().any(|g| g.role >= role && g.holds_in(project))
+        grants
+            .iter()
+            .any(|g| g.role >= role && holds_in(g, project))
     }
 
     /// Whether it may do what needs `role` and belongs to no project.
@@ -100,6 +69,42 @@ pub(crate) enum Caller {
     Daemon(String),
     /// A person.
     Person(Arc<Person>),
+}
+
+/// A call that was let through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Call {
+    /// Who makes it.
+    pub(crate) caller: Caller,
+    /// From which address.
+    pub(crate) from: String,
+    /// `POST /v1/hosts/{name}/provision`
+    pub(crate) what: String,
+}
+
+tokio::task_local! {
+    /// The call that is being answered. Set by the door; whoever writes what happened reads it, so
+    /// that no handler can forget to say who it was.
+    pub(crate) static CALL: Call;
+}
+
+/// Who acts here: the caller that is being answered, or else the conductor itself.
+pub(crate) fn actor() -> Actor {
+    let actor = CALL.try_with(|call| match &call.caller {
+        Caller::Anyone => Actor::Conductor,
+        Caller::Agent(_) => Actor::Agent,
+        Caller::Daemon(_) => Actor::Daemon,
+        Caller::Person(person) => Actor::Person {
+            name: person.name.clone(),
+            via: json!({
+                "via": person.via,
+                "from": call.from,
+                "call": call.what,
+                "request": calls::current(),
+            }),
+        },
+    });
+    actor.unwrap_or_default()
 }
 
 /// The projects that a caller may read. Whoever lists things of projects needs one, and there is

@@ -12,29 +12,39 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use ferrite_proto::problem::{Code, Problem};
+use ferrite_proto::resource::DEFAULT_PROJECT;
 use serde::Deserialize;
 
-use super::caller::{Caller, Person, Role};
-use super::table::{self, Scope, TABLE, Verdict, Who};
+use super::caller::{CALL, Call, Caller, Grant, Person, Role};
+use super::registry::FIRST_ADMIN;
+use super::table::{self, Line, Scope, Verdict, Who};
 use crate::api::{ApiError, App};
 use crate::hosts::Credential;
 use crate::token;
 
 /// Bytes of a body that is looked into for its project.
 const BODY: usize = 1 << 20;
-/// Project of what names none.
-pub(crate) const DEFAULT_PROJECT: &str = "default";
+
+/// What the door decides with.
+#[derive(Debug, Clone)]
+pub(crate) struct Door {
+    /// Who is known, and which host belongs where.
+    pub(crate) app: Arc<App>,
+    /// What each call needs.
+    pub(crate) table: &'static [Line],
+}
 
 /// Lets a request through with its [`Caller`], or answers it.
-pub(crate) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub(crate) async fn guard(State(door): State<Door>, request: Request, next: Next) -> Response {
+    let Door { app, table } = door;
     // What no route matches is for the fallback, which says just that.
     let Some(path) = request.extensions().get::<MatchedPath>().cloned() else {
         return next.run(request).await;
     };
     let path = path.as_str();
-    let who = match table::look_up(TABLE, request.method().as_str(), path) {
+    let who = match table::look_up(table, request.method().as_str(), path) {
         Verdict::Open(who) => who,
-        Verdict::OtherMethods => return wrong_method(path),
+        Verdict::OtherMethods => return wrong_method(table, path),
         Verdict::Nothing => {
             let method = request.method();
             return ApiError(forbidden(&format!(
@@ -45,8 +55,12 @@ pub(crate) async fn guard(State(app): State<Arc<App>>, request: Request, next: N
     };
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>();
     let from = from.map_or_else(String::new, |ConnectInfo(peer)| peer.ip().to_string());
+    let what = format!("{} {path}", request.method());
     match admit(&app, who, request).await {
-        Ok(request) => next.run(request).await,
+        Ok((request, caller)) => {
+            let call = Call { caller, from, what };
+            CALL.scope(call, next.run(request)).await
+        }
         Err(problem) => refuse(path, &from, problem),
     }
 }
@@ -63,7 +77,7 @@ fn refuse(path: &str, from: &str, problem: Problem) -> Response {
 }
 
 /// Finds out who calls, and whether they may.
-async fn admit(app: &App, who: Who, mut request: Request) -> Result<Request, Problem> {
+async fn admit(app: &App, who: Who, mut request: Request) -> Result<(Request, Caller), Problem> {
     let caller = match who {
         Who::Anyone => Caller::Anyone,
         Who::Agent => Caller::Agent(host_of(app, request.headers(), Credential::AgentToken)?),
@@ -74,8 +88,8 @@ async fn admit(app: &App, who: Who, mut request: Request) -> Result<Request, Pro
             Caller::Person(person)
         }
     };
-    request.extensions_mut().insert(caller);
-    Ok(request)
+    request.extensions_mut().insert(caller.clone());
+    Ok((request, caller))
 }
 
 async fn check(
@@ -175,8 +189,8 @@ async fn host_project(
     let Some((_, name)) = name else {
         return Err(forbidden("the call names no host"));
     };
-    let known = app.hosts.live(name).is_some();
-    Ok(known.then(|| (name.to_owned(), DEFAULT_PROJECT.to_owned())))
+    let known = app.hosts.live(name).map(|live| live.stored());
+    Ok(known.map(|known| (name.to_owned(), known.record.host.project.clone())))
 }
 
 fn host_of(app: &App, headers: &HeaderMap, kind: Credential) -> Result<String, Problem> {
@@ -188,18 +202,24 @@ fn host_of(app: &App, headers: &HeaderMap, kind: Credential) -> Result<String, P
 
 fn person(app: &App, headers: &HeaderMap) -> Result<Person, Problem> {
     let presented = bearer(headers)?;
-    if !token::is(presented, &app.admin_sha256) {
-        return Err(unauthorized("the token is unknown, revoked or expired"));
+    if token::is(presented, &app.admin_sha256) {
+        return Ok(first_admin());
     }
-    let grants = vec![super::caller::Grant {
-        role: Role::Admin,
-        project: None,
-    }];
-    Ok(Person {
-        name: "admin".to_owned(),
+    app.registry()
+        .by_token(presented)
+        .ok_or_else(|| unauthorized("the token is unknown, revoked or expired"))
+}
+
+/// Whoever has the token that lies in the state folder.
+fn first_admin() -> Person {
+    Person {
+        name: FIRST_ADMIN.to_owned(),
         via: "token",
-        grants,
-    })
+        grants: vec![Grant {
+            role: Role::Admin,
+            project: None,
+        }],
+    }
 }
 
 /// The token of a call.
@@ -234,14 +254,15 @@ fn not_there(name: &str) -> Problem {
     crate::hosts::unknown(name)
 }
 
-fn wrong_method(path: &str) -> Response {
+fn wrong_method(table: &[Line], path: &str) -> Response {
+    let methods = table::methods(table, path);
     let problem = Problem::new(
         Code::RequestInvalid,
         "this call has another method",
-        format!("{path} has {}", table::methods(TABLE, path)),
+        format!("{path} has {methods}"),
     );
     let mut response = ApiError(problem).with(StatusCode::METHOD_NOT_ALLOWED);
-    if let Ok(allow) = HeaderValue::from_str(&table::methods(TABLE, path)) {
+    if let Ok(allow) = HeaderValue::from_str(&methods) {
         response.headers_mut().insert(header::ALLOW, allow);
     }
     response

@@ -6,4 +6,5 @@
 
 pub(crate) mod caller;
 pub(crate) mod door;
+pub(crate) mod registry;
 pub(crate) mod table;

@@ -55,6 +55,10 @@ const fn operate(method: &'static str, path: &'static str, scope: Scope) -> Line
     line(method, path, Who::Person(Role::Operator, scope))
 }
 
+const fn administer(method: &'static str, path: &'static str) -> Line {
+    line(method, path, Who::Person(Role::Admin, Scope::Global))
+}
+
 /// Every call.
 #[rustfmt::skip]
 pub(crate) const TABLE: &[Line] = &[
@@ -77,8 +81,18 @@ pub(crate) const TABLE: &[Line] = &[
     view("GET", "/v1/hosts/{name}/inventory", Scope::Host),
     view("GET", "/v1/hosts/{name}/timeline", Scope::Host),
     view("GET", "/v1/version", Scope::Any),
+    view("GET", "/v1/whoami", Scope::Any),
     view("GET", "/metrics", Scope::Global),
     line("GET", "/openapi.json", Who::Anyone),
+
+    administer("GET", "/v1/tokens"),
+    administer("POST", "/v1/tokens"),
+    administer("DELETE", "/v1/tokens/{token}"),
+    administer("GET", "/v1/roles"),
+    administer("PUT", "/v1/roles/{subject}"),
+    administer("DELETE", "/v1/roles/{subject}"),
+    administer("GET", "/v1/audit"),
+
     line("GET", "/healthz", Who::Anyone),
     line("GET", "/readyz", Who::Anyone),
 ];

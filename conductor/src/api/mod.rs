@@ -1,6 +1,9 @@
 //! The HTTPS API: for people, for agents, for daemons. Who may call what is decided in front of all
 //! of it, by [`crate::access`].
 
+pub(crate) mod access;
+#[cfg(test)]
+mod access_tests;
 pub(crate) mod agent;
 pub(crate) mod daemon;
 pub(crate) mod openapi;
@@ -20,14 +23,16 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
 use ferrite_proto::agent_api;
 use ferrite_proto::api::ErrorBody;
 use ferrite_proto::problem::{Code, Problem};
 use serde::de::DeserializeOwned;
 
-use crate::access::door;
+use crate::access::door::{self, Door};
+use crate::access::registry::Registry;
+use crate::access::table::TABLE;
 use crate::boots::Boots;
 use crate::hosts::Hosts;
 use crate::lifecycle::driver::Driver;
@@ -85,7 +90,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/hosts/{name}/timeline", get(operator::timeline))
         .route("/v1/version", get(operator::version))
         .route("/openapi.json", get(openapi::serve))
-        .route("/metrics", get(seeing::figures));
+        .route("/metrics", get(seeing::figures))
+        .merge(access_routes());
     let poll = Router::new()
         .route(agent_api::POLL, post(agent::poll))
         .layer(DefaultBodyLimit::max(POLL_BODY));
@@ -106,7 +112,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .merge(health)
         .fallback(nothing_here)
         .layer(middleware::from_fn_with_state(
-            Arc::clone(&app),
+            Door {
+                app: Arc::clone(&app),
+                table: TABLE,
+            },
             door::guard,
         ))
         .layer(middleware::from_fn_with_state(
@@ -114,6 +123,27 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             calls::observe,
         ))
         .with_state(app)
+}
+
+/// Calls about who may do what.
+fn access_routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/v1/whoami", get(access::who_am_i))
+        .route("/v1/tokens", get(access::tokens).post(access::create_token))
+        .route("/v1/tokens/{token}", delete(access::revoke_token))
+        .route("/v1/roles", get(access::roles))
+        .route(
+            "/v1/roles/{subject}",
+            put(access::grant).delete(access::withdraw),
+        )
+        .route("/v1/audit", get(access::audit))
+}
+
+impl App {
+    /// Who may come in.
+    pub(crate) fn registry(&self) -> Registry {
+        Registry::new(self.hosts.documents())
+    }
 }
 
 /// A stranger that sends its body by the drop does not hold a connection for long.

@@ -19,8 +19,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Answer, ApiError, App, Body, Query};
-use crate::access::caller::Visible;
-use crate::actor::Actor;
+use crate::access::caller::{Visible, actor};
 use crate::clock;
 use crate::crash::{self, Moment, Work};
 use crate::lifecycle::{explain as words, intent};
@@ -74,19 +73,11 @@ async fn enrol(app: &App, manifest: HostManifest) -> Result<(StatusCode, Json<Ho
     let uid = uuid::Uuid::new_v4().to_string();
     let change = intent::enrol(manifest, uid, clock::now())?;
     crash::point(Work::Add, Moment::Before);
-    let host = app.hosts.insert(&person(), change).await?;
+    let host = app.hosts.insert(&actor(), change).await?;
     crash::point(Work::Add, Moment::After);
     tracing::info!(host = %host.name, bmc = %host.spec.bmc.address, "host added");
     app.driver.drive(host.name.clone());
     Ok((StatusCode::CREATED, Json(host)))
-}
-
-/// Until callers are told apart.
-fn person() -> Actor {
-    Actor::Person {
-        name: "admin".to_owned(),
-        via: serde_json::Value::Null,
-    }
 }
 
 /// An address that cannot be used is refused at once, not when the host is driven.
@@ -130,7 +121,7 @@ pub(crate) async fn put(
         return enrol(&app, manifest).await;
     }
     check_bmc(&app, &manifest.spec.bmc)?;
-    let actor = person();
+    let actor = actor();
     let changed = app
         .hosts
         .update(&name, &actor, |change| change.apply(manifest.clone()));
@@ -145,7 +136,7 @@ pub(crate) async fn patch(
     Path(name): Path<String>,
     Body(patch): Body<Value>,
 ) -> Answer<Host> {
-    let actor = person();
+    let actor = actor();
     let changed = app.hosts.update(&name, &actor, |change| {
         let manifest = patched(&change.record.host, &patch)?;
         check_bmc(&app, &manifest.spec.bmc)?;
@@ -188,7 +179,7 @@ pub(crate) async fn provision(
     Path(name): Path<String>,
     Body(request): Body<Provision>,
 ) -> Answer<Host> {
-    let actor = person();
+    let actor = actor();
     let changed = app
         .hosts
         .update(&name, &actor, |change| change.provision(request.clone()));
@@ -202,7 +193,7 @@ pub(crate) async fn deprovision(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Answer<Host> {
-    let actor = person();
+    let actor = actor();
     let changed = app
         .hosts
         .update(&name, &actor, crate::lifecycle::change::Change::deprovision);
@@ -213,7 +204,7 @@ pub(crate) async fn deprovision(
 
 /// `POST /v1/hosts/{name}/retry`
 pub(crate) async fn retry(State(app): State<Arc<App>>, Path(name): Path<String>) -> Answer<Host> {
-    let actor = person();
+    let actor = actor();
     let changed = app.hosts.update(&name, &actor, |change| {
         change.retry();
         Ok(())
@@ -276,7 +267,7 @@ pub(crate) async fn delete(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    let actor = person();
+    let actor = actor();
     let changed = app.hosts.update(&name, &actor, |change| {
         change.delete();
         Ok(())

@@ -31,7 +31,7 @@ use crate::token;
 
 pub(super) const ADMIN: &str = "the-operators-token-of-this-very-test";
 const UUID: &str = "00000000-0000-4000-8000-000000000001";
-const MAC: &str = "52:54:00:77:00:01";
+pub(super) const MAC: &str = "52:54:00:77:00:01";
 
 #[derive(Debug)]
 struct Obedient(Arc<Mutex<Power>>);

@@ -74,6 +74,16 @@ impl Change {
         }
     }
 
+    /// Whether there is nothing to store.
+    pub(crate) fn is_unchanged(&self, before: &Stored) -> bool {
+        self.record == before.record
+            && self.kept == before.kept
+            && self.events.is_empty()
+            && self.audit.is_empty()
+            && self.inventory.is_none()
+            && self.runs.is_empty()
+    }
+
     /// The host as it is to be stored, and what is written with it.
     pub(crate) fn into_parts(self) -> (Stored, Entries) {
         let host = Stored {
@@ -506,6 +516,9 @@ impl Change {
             progress: ferrite_proto::step::Progress::default(),
         });
         self.event("step", format!("order {number}: {}", name.as_str()));
+        let image = self.record.host.spec.image.as_ref().map(|image| &image.url);
+        let image = serde_json::json!({"image": image.filter(|_| name == StepName::WriteImage)});
+        self.audit_order("order", number, name, image);
     }
 
     /// The order that is out shall be stopped.

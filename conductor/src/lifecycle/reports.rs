@@ -4,6 +4,7 @@ use ferrite_proto::agent_api::{CheckIn, CloudInitStage, Report};
 use ferrite_proto::host::{DaemonStatus, HostState};
 use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::step::{BootMethod, Outcome, Progress};
+use serde_json::json;
 
 use super::StepName;
 use super::change::{Change, seconds};
@@ -48,8 +49,12 @@ impl Change {
     }
 
     fn accepted(&mut self, order: u64) {
-        if let Some(flow) = &mut self.record.run.workflow {
-            flow.accepted(order);
+        let Some(flow) = &mut self.record.run.workflow else {
+            return;
+        };
+        let fresh = flow.to_hand_out().filter(|(number, _)| *number == order);
+        if let (true, Some((_, name))) = (flow.accepted(order), fresh) {
+            self.audit_order("accepted", order, name, json!({}));
         }
     }
 
@@ -84,6 +89,8 @@ impl Change {
         } else {
             self.stages().past(name.as_str(), started, now, bytes, text);
         }
+        let disks = json!({"on": detail.text, "bytes": bytes});
+        self.audit_order("done", order, name, disks);
         let said = format!("order {order}: {} done: {}", name.as_str(), detail.text);
         self.event("step", said.trim_end_matches([':', ' ']));
         self.clear_error();
@@ -164,6 +171,7 @@ impl Change {
         };
         let was_asked = flow.cancelling && problem.code == Code::StepCancelled;
         flow.go_back();
+        self.audit_order("failed", order, name, json!({"code": problem.code}));
         self.end_running_step();
         if was_asked {
             self.event("step", format!("order {order}: {} stopped", name.as_str()));

@@ -1,0 +1,120 @@
+//! Calls about who may do what: the caller, tokens, certificates, roles, the audit log.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use ferrite_proto::access::{
+    AuditHead, AuditLine, AuditList, Binding, BindingList, CreatedToken, Grants, NewToken,
+    TokenList, WhoAmI,
+};
+use ferrite_proto::problem::{Code, Problem};
+use serde::Deserialize;
+
+use super::{Answer, ApiError, App, Body, Query};
+use crate::access::caller::Caller;
+
+/// Lines of the audit log in one answer.
+const MOST_LINES: u32 = 1000;
+
+/// `GET /v1/whoami`
+pub(crate) async fn who_am_i(caller: Caller) -> Answer<WhoAmI> {
+    let Caller::Person(person) = caller else {
+        let what = "the caller is no person";
+        return Err(Problem::new(Code::Internal, what, "").into());
+    };
+    Ok(Json(WhoAmI {
+        name: person.name.clone(),
+        via: person.via.to_owned(),
+        grants: person.grants.clone(),
+    }))
+}
+
+/// `GET /v1/tokens`
+pub(crate) async fn tokens(State(app): State<Arc<App>>) -> Answer<TokenList> {
+    let items = app.registry().tokens()?;
+    Ok(Json(TokenList { items }))
+}
+
+/// `POST /v1/tokens`
+pub(crate) async fn create_token(
+    State(app): State<Arc<App>>,
+    Body(asked): Body<NewToken>,
+) -> Result<(StatusCode, Json<CreatedToken>), ApiError> {
+    let created = app.registry().create_token(asked).await?;
+    tracing::info!(token = created.token.name, "token created");
+    Ok((StatusCode::CREATED, Json(created)))
+}
+
+/// `DELETE /v1/tokens/{token}`
+pub(crate) async fn revoke_token(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    app.registry().revoke_token(&name).await?;
+    tracing::info!(token = name, "token revoked");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `GET /v1/roles`
+pub(crate) async fn roles(State(app): State<Arc<App>>) -> Answer<BindingList> {
+    let items = app.registry().bindings()?;
+    Ok(Json(BindingList { items }))
+}
+
+/// `PUT /v1/roles/{subject}`
+pub(crate) async fn grant(
+    State(app): State<Arc<App>>,
+    Path(subject): Path<String>,
+    Body(Grants { grants }): Body<Grants>,
+) -> Answer<Binding> {
+    Ok(Json(app.registry().bind(&subject, grants).await?))
+}
+
+/// `DELETE /v1/roles/{subject}`
+pub(crate) async fn withdraw(
+    State(app): State<Arc<App>>,
+    Path(subject): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    app.registry().unbind(&subject).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Which lines.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Lines {
+    #[serde(default)]
+    after: u64,
+    limit: Option<u32>,
+}
+
+/// `GET /v1/audit`
+pub(crate) async fn audit(
+    State(app): State<Arc<App>>,
+    Query(query): Query<Lines>,
+) -> Answer<AuditList> {
+    let limit = query.limit.unwrap_or(100).min(MOST_LINES);
+    // The end first: a line that comes in between is then no gap.
+    let head = app.hosts.audit_head().await?;
+    let lines = app.hosts.audit_lines(query.after, limit).await?;
+    Ok(Json(AuditList {
+        head: head.map(|head| AuditHead {
+            id: head.id,
+            hash: head.hash,
+            vouched: head.vouched,
+        }),
+        items: lines.into_iter().map(shown).collect(),
+    }))
+}
+
+fn shown(line: crate::store::AuditLine) -> AuditLine {
+    AuditLine {
+        id: line.id,
+        revision: line.revision,
+        project: line.project,
+        body: line.body,
+        hash: line.hash,
+    }
+}
