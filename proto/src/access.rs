@@ -9,6 +9,7 @@ use crate::secret::Secret;
 
 /// What people may do. Each role may do what the one before it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Read everything that is not secret.
@@ -32,6 +33,7 @@ impl Role {
 
 /// A role, in one project or in all.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Grant {
     /// What may be done.
@@ -43,6 +45,7 @@ pub struct Grant {
 
 /// `GET /v1/whoami`: the caller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct WhoAmI {
     /// By what name.
     pub name: String,
@@ -54,6 +57,7 @@ pub struct WhoAmI {
 
 /// `POST /v1/tokens`: a new token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NewToken {
     /// Its name; that of nobody else's token.
@@ -67,6 +71,7 @@ pub struct NewToken {
 
 /// A token, without the token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Token {
     /// Its name.
     pub name: String,
@@ -83,16 +88,19 @@ pub struct Token {
 
 /// The one reply that has the token itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CreatedToken {
     /// What it is.
     #[serde(flatten)]
     pub token: Token,
     /// `frt_…`, for `Authorization: Bearer`. It is not kept, and never shown again.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub secret: Secret<String>,
 }
 
 /// All tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TokenList {
     /// By name.
     pub items: Vec<Token>,
@@ -101,6 +109,7 @@ pub struct TokenList {
 /// `POST /v1/certificates`: a new client certificate. The key is the caller's own: only its
 /// request comes here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NewCertificate {
     /// Whose it is: its common name.
@@ -116,6 +125,7 @@ pub struct NewCertificate {
 
 /// A client certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Certificate {
     /// Whose it is.
     pub name: String,
@@ -135,6 +145,7 @@ pub struct Certificate {
 
 /// All client certificates, and the authority behind them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CertificateList {
     /// The conductor's CA, PEM.
     pub ca: String,
@@ -144,6 +155,7 @@ pub struct CertificateList {
 
 /// What a subject may do, beside what its token or certificate says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Binding {
     /// `user:NAME` and `group:NAME` (OIDC), `token:NAME`, `certificate:NAME`.
     pub subject: String,
@@ -153,6 +165,7 @@ pub struct Binding {
 
 /// `PUT /v1/roles/{subject}`: everything that the subject may do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Grants {
     /// Replaces what was there.
@@ -161,6 +174,7 @@ pub struct Grants {
 
 /// All bindings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct BindingList {
     /// By subject.
     pub items: Vec<Binding>,
@@ -168,6 +182,7 @@ pub struct BindingList {
 
 /// A line of the audit log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AuditLine {
     /// 1, 2, 3, …
     pub id: u64,
@@ -183,6 +198,7 @@ pub struct AuditLine {
 
 /// Where the audit log ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AuditHead {
     /// Of the last line.
     pub id: u64,
@@ -194,6 +210,7 @@ pub struct AuditHead {
 
 /// `GET /v1/audit?after=N&limit=N`: lines, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AuditList {
     /// The end of the whole log; none while it is empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]

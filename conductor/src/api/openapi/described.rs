@@ -49,8 +49,12 @@ pub(super) fn tag(path: &str) -> &'static str {
 }
 
 /// What a part of a path may be.
-pub(super) fn path_parameter(_name: &str) -> Value {
-    name_schema()
+pub(super) fn path_parameter(name: &str) -> Value {
+    match name {
+        "subject" => json!({"type": "string", "maxLength": 212,
+            "pattern": "^(user|group|token|certificate):[^/\\x00-\\x1f\\x7f]{1,200}$"}),
+        _ => name_schema(),
+    }
 }
 
 fn name_schema() -> Value {

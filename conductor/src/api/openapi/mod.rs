@@ -4,6 +4,7 @@
 //! A call of the table that is not described fails a test, and so does one described that is not
 //! in the table. Handlers carry no annotations: what a call is reads best beside its neighbours.
 
+mod access;
 mod described;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ pub(crate) async fn serve() -> Response {
 fn document() -> Value {
     let mut all = Document::default();
     described::describe(&mut all);
+    access::describe(&mut all);
     all.schema::<ferrite_proto::api::ErrorBody>();
     json!({
         "openapi": "3.1.0",
