@@ -203,7 +203,7 @@ async fn plant(conductor: &Conductor, agent: bool) -> String {
 }
 
 #[tokio::test]
-async fn every_call_by_every_caller_is_as_written() {
+async fn every_call_of_openapi_by_every_caller_is_as_written() {
     let world = World::new().await;
     let mut found = format!("{:<47}", "");
     for caller in CALLERS {
@@ -214,13 +214,13 @@ async fn every_call_by_every_caller_is_as_written() {
         found += &world.row(TABLE, *line).await;
         found.push('\n');
     }
-    if std::env::var_os("FERRITE_WRITE").is_some() {
+    if std::env::var_os("WRITE_OPENAPI").is_some() {
         std::fs::write(MATRIX_FILE, &found).unwrap();
         return;
     }
     assert_eq!(
         found, MATRIX,
-        "if this is meant: FERRITE_WRITE=1 cargo test --bin ferrite every_call_by_every_caller"
+        "if this is meant: run `make openapi` and look at the difference"
     );
 }
 
