@@ -32,6 +32,11 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    match cli::complete::answered() {
+        Ok(false) => {}
+        // A shell shows what is wrong amid the line that is typed: nothing is better.
+        Ok(true) | Err(_) => return ExitCode::SUCCESS,
+    }
     let arguments = cli::args::Arguments::parse();
     // One provider of cryptography for client and server alike.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -10,11 +10,14 @@ use ferrite_proto::inventory::BootMode;
 use ferrite_proto::mac::Mac;
 use ferrite_proto::step::BootMethod;
 
+use super::complete::Completion;
+use super::contexts::{ContextCommand, Place};
+use super::exit;
+use super::verbs::Verb;
+
 /// Bare metal to a running OS.
-///
-/// Exit codes: 0 done; 1 it failed, or a host has a problem that needs a person; 2 wrong usage.
 #[derive(Debug, Parser)]
-#[command(name = "ferrite", version, arg_required_else_help = true)]
+#[command(name = "ferrite", version, arg_required_else_help = true, after_help = exit::HELP)]
 pub(crate) struct Arguments {
     /// What to do.
     #[command(subcommand)]
@@ -27,23 +30,17 @@ pub(crate) struct Arguments {
 /// Which conductor, and how answers look.
 #[derive(Debug, Args)]
 pub(crate) struct Connection {
-    /// `https://host:port` of the conductor.
-    #[arg(long, env = "FERRITE_SERVER", global = true)]
-    pub(crate) server: Option<String>,
-    /// File with the operators' token.
-    #[arg(long, env = "FERRITE_TOKEN_FILE", global = true)]
-    pub(crate) token_file: Option<PathBuf>,
-    /// File with the conductor's CA certificate.
-    #[arg(long, env = "FERRITE_CA_FILE", global = true)]
-    pub(crate) ca_file: Option<PathBuf>,
+    /// How it is reached.
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// One of your contexts; see `ferrite context`.
+    #[arg(long, env = "FERRITE_CONTEXT", global = true)]
+    pub(crate) context: Option<String>,
     /// File that `ferrite serve` wrote, for what is not given otherwise.
-    #[arg(
-        long,
-        env = "FERRITE_CLIENT",
-        global = true,
-        default_value = "/var/lib/ferrite/client.toml"
-    )]
-    pub(crate) client: PathBuf,
+    ///
+    /// Without it and without a context: /var/lib/ferrite/client.toml.
+    #[arg(long, env = "FERRITE_CLIENT", global = true, value_name = "FILE")]
+    pub(crate) client: Option<PathBuf>,
     /// How answers look.
     #[arg(long, short, value_enum, default_value_t = Output::Table, global = true)]
     pub(crate) output: Output,
@@ -54,8 +51,14 @@ pub(crate) struct Connection {
 pub(crate) enum Output {
     /// For people.
     Table,
+    /// For people with wide screens.
+    Wide,
     /// For programs.
     Json,
+    /// For files that are applied again.
+    Yaml,
+    /// Only KIND/NAME.
+    Name,
 }
 
 /// What to do.
@@ -79,6 +82,18 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: HostCommand,
     },
+    /// Work with resources.
+    #[command(flatten)]
+    Resources(Verb),
+    /// Name the conductors that you work with.
+    #[command(visible_alias = "contexts")]
+    Context {
+        /// What to do.
+        #[command(subcommand)]
+        command: ContextCommand,
+    },
+    /// Print what makes your shell complete `ferrite`.
+    Completion(Completion),
     /// Print versions.
     Version,
 }
@@ -100,11 +115,14 @@ pub(crate) enum ConfigCommand {
 pub(crate) enum HostCommand {
     /// Take a host in.
     Add(Box<Add>),
+    /// Take in many hosts at once, from CSV or YAML.
+    Import(super::import::Import),
     /// List hosts.
     List,
     /// Show a host.
     Show {
         /// Its name.
+        #[arg(add = super::complete::hosts())]
         name: String,
     },
     /// Put an OS on a host.
@@ -112,6 +130,7 @@ pub(crate) enum HostCommand {
     /// Take the OS away and clean the disks.
     Deprovision {
         /// Its name.
+        #[arg(add = super::complete::hosts())]
         name: String,
         /// Follow it until it is available.
         #[arg(long)]
@@ -120,6 +139,7 @@ pub(crate) enum HostCommand {
     /// Try at once what failed.
     Retry {
         /// Its name.
+        #[arg(add = super::complete::hosts())]
         name: String,
     },
     /// Change a host.
@@ -129,11 +149,13 @@ pub(crate) enum HostCommand {
     /// Exits with 1 when a host has a problem that needs a person.
     Watch {
         /// Its name; without one all hosts.
+        #[arg(add = super::complete::hosts())]
         name: Option<String>,
     },
     /// Let a host go: it is switched off and forgotten.
     Delete {
         /// Its name.
+        #[arg(add = super::complete::hosts())]
         name: String,
         /// Wait until it is gone.
         #[arg(long)]
@@ -142,11 +164,13 @@ pub(crate) enum HostCommand {
     /// Say what a host is doing, what comes next, and what can be done.
     Explain {
         /// Its name.
+        #[arg(add = super::complete::hosts())]
         name: String,
     },
     /// Show where the seconds of a host went.
     Timeline {
         /// Its name.
+        #[arg(add = super::complete::hosts())]
         name: String,
     },
     /// Show a host's hardware, as JSON.
@@ -157,6 +181,7 @@ pub(crate) enum HostCommand {
     /// Show a host's log.
     Events {
         /// Its name.
+        #[arg(add = super::complete::hosts())]
         name: String,
         /// How many lines.
         #[arg(long, default_value_t = 50)]
@@ -196,6 +221,7 @@ pub(crate) struct Add {
 #[derive(Debug, Args)]
 pub(crate) struct Set {
     /// Its name.
+    #[arg(add = super::complete::hosts())]
     pub(crate) name: String,
     /// Its BMC.
     #[arg(long, value_name = "URL")]
@@ -273,6 +299,7 @@ pub(crate) struct Data {
 #[derive(Debug, Args)]
 pub(crate) struct Provision {
     /// Its name.
+    #[arg(add = super::complete::hosts())]
     pub(crate) name: String,
     /// The image.
     #[command(flatten)]

@@ -1,6 +1,8 @@
 //! A thin client of the conductor's API: it trusts the conductor's own CA and nobody else.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -9,12 +11,18 @@ use ferrite_proto::problem::{Code, Problem};
 use reqwest::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::args::Connection;
+use super::contexts::{self, Place};
 
 const CONNECT: Duration = Duration::from_secs(10);
 /// Above the longest that a reader may wait for a change.
 const WHOLE: Duration = Duration::from_secs(90);
+/// Of an answer that goes on.
+const FOREVER: Duration = Duration::from_hours(24 * 365);
+/// In every answer: the conductor's version.
+pub(crate) const VERSION_HEADER: &str = "ferrite-version";
 
 /// What `ferrite serve` writes for people on the same machine.
 #[derive(Debug, Serialize, Deserialize)]
@@ -33,7 +41,39 @@ pub(crate) struct ClientFile {
 pub(crate) struct Client {
     http: reqwest::Client,
     server: String,
-    token: String,
+    token: Option<String>,
+    project: Option<String>,
+    skew_told: AtomicBool,
+}
+
+fn certificate(cert: &Path, key: &Path) -> anyhow::Result<reqwest::Identity> {
+    let pem = format!("{}\n{}", read(cert)?, read(key)?);
+    reqwest::Identity::from_pem(pem.as_bytes()).with_context(|| {
+        let (cert, key) = (cert.display(), key.display());
+        format!("{cert} and {key} are no certificate with its key")
+    })
+}
+
+/// What is said when the minor versions differ.
+fn skew(ours: &str, theirs: &str) -> Option<String> {
+    let minor = |version: &str| {
+        version
+            .split('.')
+            .take(2)
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    (minor(ours) != minor(theirs)).then(|| {
+        let theirs: String = theirs
+            .chars()
+            .take(40)
+            .filter(|c| !c.is_control())
+            .collect();
+        format!(
+            "this is ferrite {ours}, the conductor is {theirs}: what is new in one of them may be \
+             refused by the other"
+        )
+    })
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {
@@ -41,52 +81,70 @@ fn read(path: &Path) -> anyhow::Result<String> {
 }
 
 impl Client {
-    /// By arguments, then the environment, then the file.
+    /// To the conductor that the arguments, the environment or a file name.
     pub(crate) fn open(connection: &Connection) -> anyhow::Result<Self> {
-        let given = (
-            connection.server.clone(),
-            connection.token_file.clone(),
-            connection.ca_file.clone(),
-        );
-        let file = if let (Some(server), Some(token_file), Some(ca_file)) = given {
-            ClientFile {
-                server,
-                token_file,
-                ca_file,
-            }
-        } else {
-            let file = &connection.client;
-            let text = read(file).context(
-                "which conductor? give --server, --token-file and --ca-file, or --client with \
-                 the client.toml from its state folder",
-            )?;
-            let file: ClientFile = toml::from_str(&text)
-                .with_context(|| format!("{} is no client file", file.display()))?;
-            ClientFile {
-                server: connection.server.clone().unwrap_or(file.server),
-                token_file: connection.token_file.clone().unwrap_or(file.token_file),
-                ca_file: connection.ca_file.clone().unwrap_or(file.ca_file),
-            }
-        };
-        Self::with(&file)
+        Self::to(contexts::resolve(connection)?)
     }
 
-    fn with(file: &ClientFile) -> anyhow::Result<Self> {
-        let ca = reqwest::Certificate::from_pem(read(&file.ca_file)?.as_bytes())
-            .with_context(|| format!("{} is no certificate", file.ca_file.display()))?;
-        let http = reqwest::Client::builder()
+    fn to(place: Place) -> anyhow::Result<Self> {
+        // `resolve` gives whole places only.
+        let ca_file = place.ca_file.unwrap_or_default();
+        let ca = reqwest::Certificate::from_pem(read(&ca_file)?.as_bytes())
+            .with_context(|| format!("{} is no certificate", ca_file.display()))?;
+        let mut http = reqwest::Client::builder()
             .tls_certs_only([ca])
             .https_only(true)
             .no_proxy()
-            .connect_timeout(CONNECT)
-            .timeout(WHOLE)
-            .build()
-            .context("making an HTTPS client")?;
+            .connect_timeout(CONNECT);
+        if let (Some(cert), Some(key)) = (&place.cert_file, &place.key_file) {
+            http = http.identity(certificate(cert, key)?);
+        }
+        let token = place.token_file.as_deref().map(read).transpose()?;
         Ok(Self {
-            http,
-            server: file.server.trim_end_matches('/').to_owned(),
-            token: read(&file.token_file)?.trim().to_owned(),
+            http: http.build().context("making an HTTPS client")?,
+            server: place
+                .server
+                .unwrap_or_default()
+                .trim_end_matches('/')
+                .to_owned(),
+            token: token.map(|token| token.trim().to_owned()),
+            project: place.project,
+            skew_told: AtomicBool::new(false),
         })
+    }
+
+    /// The project that was chosen.
+    pub(crate) fn project(&self) -> Option<&str> {
+        self.project.as_deref()
+    }
+
+    /// A call with its status: 201 tells that something is new.
+    pub(crate) async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<(StatusCode, Value)> {
+        let reply = self.call(method, path, body).await?;
+        let status = reply.status();
+        if reply.content_length() == Some(0) {
+            return Ok((status, Value::Null));
+        }
+        Ok((status, self.read(path, reply).await?))
+    }
+
+    /// A call whose answer goes on; it starts after `last`, the last event that was read.
+    pub(crate) async fn stream(
+        &self,
+        path: &str,
+        last: Option<&str>,
+    ) -> anyhow::Result<reqwest::Response> {
+        let mut request = self.request(Method::GET, path).timeout(FOREVER);
+        request = request.header("Accept", "text/event-stream");
+        if let Some(last) = last {
+            request = request.header("Last-Event-ID", last);
+        }
+        self.answered(request).await
     }
 
     /// A call without a body.
@@ -128,18 +186,46 @@ impl Client {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> anyhow::Result<reqwest::Response> {
-        let url = format!("{}{path}", self.server);
-        let mut request = self.http.request(method, &url).bearer_auth(&self.token);
+        let mut request = self.request(method, path).timeout(WHOLE);
         if let Some(body) = body {
             request = request.json(body);
         }
+        self.answered(request).await
+    }
+
+    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let request = self.http.request(method, format!("{}{path}", self.server));
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    async fn answered(
+        &self,
+        request: reqwest::RequestBuilder,
+    ) -> anyhow::Result<reqwest::Response> {
         let reply = request.send().await.map_err(|error| self.silent(&error))?;
+        self.compare_versions(&reply);
         if reply.status().is_success() {
             return Ok(reply);
         }
         let status = reply.status();
         let text = reply.bytes().await.unwrap_or_default();
         Err(refused(status, &text).into())
+    }
+
+    /// Another version understands most, but perhaps not all: that is said, once.
+    fn compare_versions(&self, reply: &reqwest::Response) {
+        let theirs = reply.headers().get(VERSION_HEADER);
+        let Some(theirs) = theirs.and_then(|version| version.to_str().ok()) else {
+            return;
+        };
+        if let Some(warning) = skew(env!("CARGO_PKG_VERSION"), theirs) {
+            if !self.skew_told.swap(true, Ordering::Relaxed) {
+                let _ = writeln!(std::io::stderr().lock(), "warning: {warning}");
+            }
+        }
     }
 
     fn silent(&self, error: &reqwest::Error) -> Silent {
@@ -186,4 +272,16 @@ pub(crate) fn is_gone(error: &anyhow::Error) -> bool {
     error
         .downcast_ref::<Problem>()
         .is_some_and(|problem| problem.code == Code::HostNotFound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_minor_version_is_told() {
+        assert_eq!(skew("0.1.0", "0.1.7"), None);
+        let told = skew("0.1.0", "0.2.0\u{1b}[31m").unwrap();
+        assert!(told.contains("the conductor is 0.2.0[31m:"), "{told}");
+    }
 }

@@ -18,7 +18,7 @@ use serde_json::to_value;
 
 use super::args::{Add, Common, Data, HostCommand, ImageArgs, Output, Provision, Set};
 use super::client::Client;
-use super::{print, print_json, show, watch};
+use super::{import, print, print_value, show, watch};
 
 /// Bytes of a file that is sent along.
 const FILE_LIMIT: u64 = 512 * 1024;
@@ -44,6 +44,7 @@ pub(crate) async fn run(
 ) -> anyhow::Result<ExitCode> {
     match command {
         HostCommand::Add(add) => return self::add(client, *add, output).await,
+        HostCommand::Import(asked) => return import::run(client, asked, output).await,
         HostCommand::Provision(asked) => return provision(client, *asked, output).await,
         HostCommand::Set(set) => return self::set(client, *set, output).await,
         HostCommand::Deprovision { name, wait } => {
@@ -101,8 +102,8 @@ fn shown<T: serde::Serialize>(
     table: impl FnOnce(&T) -> String,
 ) -> anyhow::Result<()> {
     match output {
-        Output::Json => print_json(value),
-        Output::Table => print(&table(value)),
+        Output::Json | Output::Yaml => print_value(value, output),
+        Output::Table | Output::Wide | Output::Name => print(&table(value)),
     }
 }
 

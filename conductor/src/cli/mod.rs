@@ -1,26 +1,47 @@
 //! The command line: a thin client of the API. What it prints goes to standard output, what went
 //! wrong to standard error: `error: … [code]`, then `help: …`.
 
+mod apply;
 pub(crate) mod args;
 pub(crate) mod client;
+pub(crate) mod complete;
+mod contexts;
+mod describe;
+mod edit;
+mod exit;
+mod files;
+mod get;
 mod host;
+mod import;
+mod kind;
+mod log;
+mod manifest;
+mod metal3;
+mod nearest;
 mod show;
+mod sse;
+mod table;
+mod verbs;
+mod wait;
 mod watch;
 
 use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use ferrite_proto::api::Version;
 use ferrite_proto::problem::Problem;
 use serde::Serialize;
 
 use args::{Arguments, Command, ConfigCommand, Output};
 use client::Client;
+use verbs::Verb;
 
 use crate::config::{self, Config};
 use crate::{netboot, serve};
 
 const CONFIG_ADVICE: &str = "`ferrite config defaults` prints every key with what it means";
+const MANIFEST_ADVICE: &str = "correct what is told above; nothing was sent";
 const NETBOOT_ADVICE: &str = "correct [netboot] in the configuration; `ferrite config check FILE` \
                               tells whether it can be used";
 
@@ -38,9 +59,27 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             let client = Client::open(connection)?;
             return host::run(&client, command, connection.output).await;
         }
+        Command::Resources(verb) => {
+            let client = Client::open(connection)?;
+            return on_its_own_scale(verb, &client, connection.output).await;
+        }
+        Command::Context { command } => contexts::run(command, connection)?,
+        Command::Completion(completion) => return complete::print(&completion),
         Command::Version => version(connection).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// `diff` tells with 1 that something differs: its failures are other numbers.
+async fn on_its_own_scale(verb: Verb, client: &Client, output: Output) -> anyhow::Result<ExitCode> {
+    let is_diff = matches!(verb, Verb::Diff(_));
+    match verbs::run(client, verb, output).await {
+        Err(error) if is_diff && exit::code(&error) == exit::FAILED => {
+            failed(&error);
+            Ok(ExitCode::from(exit::PARTLY))
+        }
+        done => done,
+    }
 }
 
 async fn config_command(command: ConfigCommand, output: Output) -> anyhow::Result<()> {
@@ -53,9 +92,10 @@ async fn config_command(command: ConfigCommand, output: Output) -> anyhow::Resul
         Some(netboot) => netboot::check(netboot).await?,
         None => Vec::new(),
     };
-    if output == Output::Json {
+    if matches!(output, Output::Json | Output::Yaml) {
         let url = &config.url;
-        return print_json(&serde_json::json!({"file": file, "url": url, "boot_files": served}));
+        let told = serde_json::json!({"file": file, "url": url, "boot_files": served});
+        return print_value(&told, output);
     }
     let boot_files = if served.is_empty() {
         "netboot.artifacts is not set: nothing is served to firmware".to_owned()
@@ -74,8 +114,9 @@ async fn version(connection: &args::Connection) -> anyhow::Result<()> {
         Err(_) => None,
     };
     let conductor = conductor.map(|version| version.version);
-    if connection.output == Output::Json {
-        return print_json(&serde_json::json!({"client": own, "conductor": conductor}));
+    if matches!(connection.output, Output::Json | Output::Yaml) {
+        let told = serde_json::json!({"client": own, "conductor": conductor});
+        return print_value(&told, connection.output);
     }
     let conductor = conductor.unwrap_or_else(|| "not reached".to_owned());
     print(&format!("ferrite {own}\nconductor {conductor}\n"))
@@ -95,10 +136,23 @@ pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
+/// Writes YAML where that is asked for, else JSON.
+pub(crate) fn print_value(value: &impl Serialize, output: Output) -> anyhow::Result<()> {
+    if output == Output::Yaml {
+        return print(&yaml(value)?);
+    }
+    print_json(value)
+}
+
+/// A value as YAML.
+pub(crate) fn yaml(value: &impl Serialize) -> anyhow::Result<String> {
+    serde_saphyr::to_string(value).context("writing YAML")
+}
+
 /// Tells what went wrong.
 pub(crate) fn failed(error: &anyhow::Error) -> ExitCode {
     let _ = std::io::stderr().lock().write_all(told(error).as_bytes());
-    ExitCode::FAILURE
+    ExitCode::from(exit::code(error))
 }
 
 /// `error: … [code]`, and `help: …` where there is any.
@@ -113,6 +167,9 @@ fn told(error: &anyhow::Error) -> String {
         ),
         None if error.is::<config::ConfigError>() => {
             (" [config-invalid]".to_owned(), CONFIG_ADVICE)
+        }
+        None if error.is::<manifest::Unusable>() => {
+            (" [manifest-invalid]".to_owned(), MANIFEST_ADVICE)
         }
         None if error.is::<netboot::NetbootError>() => (" [netboot]".to_owned(), NETBOOT_ADVICE),
         None => (" [failed]".to_owned(), ""),

@@ -245,7 +245,7 @@ fn check_name(name: &str) -> Result<(), Problem> {
 }
 
 /// Kubernetes' limits: keys and values that its selectors could take, and no more than fits.
-fn check_metadata(metadata: &Metadata) -> Result<(), Problem> {
+pub(crate) fn check_metadata(metadata: &Metadata) -> Result<(), Problem> {
     check_name(&metadata.name)?;
     if let Some(project) = &metadata.project {
         check_name(project)?;
@@ -293,7 +293,8 @@ fn only_bmc_password(secrets: HostSecrets) -> HostSecrets {
     }
 }
 
-fn check_spec(spec: &HostSpec) -> Result<(), Problem> {
+/// What no conductor takes.
+pub(crate) fn check_spec(spec: &HostSpec) -> Result<(), Problem> {
     if let Some(image) = &spec.image {
         image
             .validate()
