@@ -4,12 +4,13 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use clap::Args;
-use ferrite_proto::api::{EventList, Explanation};
+use ferrite_proto::api::{EventList, Explanation, Timeline};
 use ferrite_proto::host::Host;
+use ferrite_proto::inventory::Inventory;
 use reqwest::Method;
 use serde_json::Value;
 
-use super::apply::shown;
+use super::apply::{is_absent, shown};
 use super::client::Client;
 use super::get::text;
 use super::kind::{self, Kind};
@@ -46,12 +47,22 @@ pub(crate) async fn run(client: &Client, describe: Describe) -> anyhow::Result<E
 #[derive(Debug)]
 struct Words {
     explanation: Explanation,
+    inventory: Option<Inventory>,
+    timeline: Timeline,
     events: EventList,
 }
 
 async fn said_of(client: &Client, name: &str) -> anyhow::Result<Words> {
     let path = Kind::Host.item(name);
+    let inventory = match client.get(&format!("{path}/inventory")).await {
+        Ok(inventory) => Some(inventory),
+        // It was never inspected.
+        Err(error) if is_absent(&error) => None,
+        Err(error) => return Err(error),
+    };
     Ok(Words {
+        inventory,
+        timeline: client.get(&format!("{path}/timeline?limit=1")).await?,
         explanation: client.get(&format!("{path}/explain")).await?,
         events: client.get(&format!("{path}/events?limit={EVENTS}")).await?,
     })
@@ -91,8 +102,9 @@ fn described(kind: Kind, item: &Value, words: Option<&Words>) -> anyhow::Result<
         "Spec",
         &yaml(shown(item).get("spec").unwrap_or(&Value::Null))?,
     );
+    let inventory = words.and_then(|words| words.inventory.as_ref());
     match (kind, serde_json::from_value::<Host>(item.clone())) {
-        (Kind::Host, Ok(host)) => section(&mut page, "Status", &show::host(&host)),
+        (Kind::Host, Ok(host)) => section(&mut page, "Status", &show::host(&host, inventory)),
         _ => {
             let status = item.get("status").filter(|status| !status.is_null());
             section(
@@ -102,7 +114,11 @@ fn described(kind: Kind, item: &Value, words: Option<&Words>) -> anyhow::Result<
             );
         }
     }
-    if let Some(Words { events, .. }) = words {
+    if let Some(Words {
+        events, timeline, ..
+    }) = words
+    {
+        section(&mut page, "Last run", &show::timeline(timeline));
         section(&mut page, "Events", &show::events(events));
     }
     Ok(page)
@@ -182,6 +198,8 @@ mod tests {
                 next: "Nothing.".into(),
                 advice: Some("ferrite host retry a".into()),
             },
+            inventory: None,
+            timeline: serde_json::from_value(json!({"runs": []})).unwrap(),
             events: EventList { events: Vec::new() },
         };
         let page = described(Kind::Host, &item, Some(&words)).unwrap();

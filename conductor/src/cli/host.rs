@@ -70,8 +70,8 @@ pub(crate) async fn run(
         HostCommand::Show { name } => {
             let host: Host = client.get(&path(&name, "")).await?;
             let inventory = match output {
-                Output::Table => client.get(&path(&name, "/inventory")).await.ok(),
-                Output::Json => None,
+                Output::Table | Output::Wide => client.get(&path(&name, "/inventory")).await.ok(),
+                Output::Json | Output::Yaml | Output::Name => None,
             };
             shown(&host, output, |host| show::host(host, inventory.as_ref()))?;
         }
@@ -85,7 +85,12 @@ pub(crate) async fn run(
         }
         HostCommand::Inventory { name } => {
             let inventory: Inventory = client.get(&path(&name, "/inventory")).await?;
-            print_json(&inventory)?;
+            let output = if output == Output::Yaml {
+                output
+            } else {
+                Output::Json
+            };
+            print_value(&inventory, output)?;
         }
         HostCommand::Events { name, limit } => {
             let call = path(&name, &format!("/events?limit={limit}"));
