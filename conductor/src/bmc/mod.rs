@@ -77,6 +77,11 @@ pub(crate) enum BootDevice {
     Cd,
 }
 
+/// Whether an address can be used at all. Asks nobody.
+pub(crate) fn check(address: &str) -> Result<(), BmcError> {
+    address::Address::parse(address).map(|_| ())
+}
+
 /// A client for the BMC at `spec.address`. Makes no contact yet: the first call does.
 pub(crate) fn connect(
     clients: &Clients,

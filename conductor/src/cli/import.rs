@@ -12,7 +12,6 @@ use std::process::ExitCode;
 
 use clap::Args;
 use ferrite_proto::host::HostManifest;
-use ferrite_proto::secret::Secret;
 use serde_json::{Map, Value, json};
 
 use super::apply::{self, Outcome};
@@ -148,8 +147,7 @@ fn unusable(one: &Manifest) -> Result<(), String> {
     }
     intent::check_metadata(&host.metadata).map_err(|problem| told(problem.message))?;
     intent::check_spec(&host.spec).map_err(|problem| told(problem.message))?;
-    let tried = crate::bmc::connect(&host.spec.bmc, &Secret::new(String::new()));
-    tried.map(|_| ()).map_err(|error| told(error.to_string()))
+    crate::bmc::check(&host.spec.bmc.address).map_err(|error| told(error.to_string()))
 }
 
 /// Two hosts with one name, one BMC or one NIC are a mistake of copying.
