@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::lifecycle::record::Limits;
 use crate::netboot::{DhcpMode, DhcpProxy, DhcpServer, NetbootConfig};
+use crate::seeing::config::{RawMetrics, RawTraces, SeeingConfig, WebhookConfig};
 
 /// Every default, with what it means.
 pub(crate) const DEFAULTS: &str = include_str!("defaults.toml");
@@ -34,6 +35,8 @@ pub(crate) struct Config {
     pub(crate) poll_seconds: u32,
     /// Between check-ins.
     pub(crate) check_in_seconds: u32,
+    /// Who looks on.
+    pub(crate) seeing: SeeingConfig,
 }
 
 /// Logs.
@@ -66,6 +69,10 @@ struct Raw {
     log: LogConfig,
     netboot: RawNetboot,
     lifecycle: RawLifecycle,
+    metrics: RawMetrics,
+    traces: RawTraces,
+    #[serde(default)]
+    webhooks: Vec<WebhookConfig>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -195,7 +202,10 @@ impl Raw {
         }
         names.sort();
         names.dedup();
+        let seeing = SeeingConfig::check(&self.metrics, self.traces, self.webhooks)
+            .map_err(|(path, what)| key(&path, what))?;
         Ok(Config {
+            seeing,
             netboot: self.netboot.check(&self.state_dir)?,
             limits: self.lifecycle.limits()?,
             poll_seconds: at_least("lifecycle.poll_seconds", self.lifecycle.poll_seconds, 1)?,

@@ -4,6 +4,7 @@
 //! No label carries a host's name, an address or anything else that grows with the fleet: ten
 //! thousand hosts make as many series as ten.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -87,6 +88,11 @@ struct QueueLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LagLabel {
+    webhook: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WebhookLabel {
     webhook: String,
     outcome: &'static str,
@@ -98,6 +104,7 @@ pub(crate) struct Metrics {
     registry: Registry,
     counted: Counted,
     asked: Mutex<Asked>,
+    waits: Mutex<BTreeMap<String, Option<Timestamp>>>,
 }
 
 /// Counted as it happens.
@@ -124,7 +131,7 @@ struct Asked {
     agents: Gauge,
     daemons: Gauge,
     queues: Family<QueueLabel, Gauge>,
-    webhook_lag: Family<QueueLabel, Gauge>,
+    webhook_lag: Family<LagLabel, Level>,
     memory: Gauge,
     files: Gauge,
     cpu: Counter<f64, AtomicU64>,
@@ -160,6 +167,7 @@ impl Default for Metrics {
             registry,
             counted,
             asked: Mutex::new(asked),
+            waits: Mutex::default(),
         }
     }
 }
@@ -214,8 +222,8 @@ impl Asked {
         to.register("daemons_connected", help, self.daemons.clone());
         let help = "Hosts that wait for their turn, by what they wait for";
         to.register("queue_depth", help, self.queues.clone());
-        let help = "Events that a webhook has not taken yet";
-        to.register("webhook_lag_events", help, self.webhook_lag.clone());
+        let help = "Age of the oldest event that a webhook has not taken";
+        to.register_with_unit("webhook_lag", help, Unit::Seconds, self.webhook_lag.clone());
     }
 
     /// The names that every Prometheus client has for these.
@@ -316,6 +324,16 @@ impl Metrics {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         asked.count(hosts, limits, now);
         asked.count_process();
+        let waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        for (webhook, oldest) in &*waits {
+            let webhook = webhook.clone();
+            let lag = oldest.map_or(0.0, |at| since(at, now));
+            asked
+                .webhook_lag
+                .get_or_create(&LagLabel { webhook })
+                .set(lag);
+        }
+        drop(waits);
         let mut out = String::new();
         if text::encode(&mut out, &self.registry).is_err() {
             tracing::error!("the figures cannot be written");
@@ -392,6 +410,21 @@ impl Metrics {
         };
         let time = self.counted.api_seconds.get_or_create(&label);
         time.observe(took.as_secs_f64());
+    }
+
+    /// An attempt to deliver ended.
+    pub(super) fn webhook(&self, webhook: &str, outcome: &'static str) {
+        let label = WebhookLabel {
+            webhook: webhook.to_owned(),
+            outcome,
+        };
+        self.counted.webhooks.get_or_create(&label).inc();
+    }
+
+    /// The oldest event that a webhook has not taken is of then; none waits when absent.
+    pub(super) fn webhook_waits(&self, webhook: &str, oldest: Option<Timestamp>) {
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        waits.insert(webhook.to_owned(), oldest);
     }
 
     /// The store committed so many writes at once.

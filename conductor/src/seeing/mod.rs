@@ -3,15 +3,22 @@
 //!
 //! It looks on and decides nothing: no host waits for it, and what it loses is only sight.
 
+pub(crate) mod bundle;
 pub(crate) mod calls;
+pub(crate) mod config;
+pub(crate) mod logs;
 pub(crate) mod measured;
 pub(crate) mod metrics;
 mod process;
+pub(crate) mod webhooks;
+
+use std::sync::OnceLock;
 
 use ferrite_proto::host::Run;
 use jiff::Timestamp;
 
 use crate::store::Stored;
+use logs::{AgentLines, OwnLines};
 use metrics::Metrics;
 
 /// Everything that looks on.
@@ -19,6 +26,10 @@ use metrics::Metrics;
 pub(crate) struct Seeing {
     /// Figures.
     pub(crate) metrics: Metrics,
+    /// Lines of the agents.
+    pub(crate) agent_lines: AgentLines,
+    /// The conductor's own lines.
+    own_lines: OnceLock<OwnLines>,
 }
 
 impl Seeing {
