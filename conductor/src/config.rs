@@ -37,6 +37,8 @@ pub(crate) struct Config {
     pub(crate) check_in_seconds: u32,
     /// Who looks on.
     pub(crate) seeing: SeeingConfig,
+    /// All of it as it was written, defaults included.
+    pub(crate) written: serde_json::Value,
 }
 
 /// Logs.
@@ -168,11 +170,13 @@ impl Config {
         let mut merged: toml::Table = toml::from_str(DEFAULTS).map_err(syntax)?;
         let given: toml::Table = toml::from_str(text).map_err(syntax)?;
         overlay(&mut merged, given);
+        let written = serde_json::to_value(&merged)
+            .map_err(|error| ConfigError::Syntax(error.to_string()))?;
         let raw: Raw = serde_path_to_error::deserialize(merged).map_err(|error| {
             let path = error.path().to_string();
             key(&path, error.into_inner().message())
         })?;
-        raw.check()
+        raw.check(written)
     }
 }
 
@@ -189,7 +193,7 @@ fn overlay(base: &mut toml::Table, given: toml::Table) {
 }
 
 impl Raw {
-    fn check(self) -> Result<Config, ConfigError> {
+    fn check(self, written: serde_json::Value) -> Result<Config, ConfigError> {
         let url = match self.url {
             Some(url) => url,
             None => told("url", "https", self.listen)?,
@@ -206,6 +210,7 @@ impl Raw {
             .map_err(|(path, what)| key(&path, what))?;
         Ok(Config {
             seeing,
+            written,
             netboot: self.netboot.check(&self.state_dir)?,
             limits: self.lifecycle.limits()?,
             poll_seconds: at_least("lifecycle.poll_seconds", self.lifecycle.poll_seconds, 1)?,

@@ -8,6 +8,7 @@ use ferrite_proto::api::HostEvent;
 use ferrite_proto::host::{Host, Run};
 use ferrite_proto::inventory::Inventory;
 use ferrite_proto::problem::{Code, Problem};
+use ferrite_proto::step::Progress;
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::{broadcast, watch};
@@ -48,12 +49,13 @@ impl Hosts {
         roll.take(store.news(0).await?);
         roll.take_contacts(store.contacts().await?);
         let follower: Arc<Roll> = Arc::clone(&roll);
+        let seeing = Arc::<Seeing>::default();
         Ok(Self {
-            writer: Writer::start(Arc::clone(&store), follower),
+            writer: Writer::start(Arc::clone(&store), follower, Arc::clone(&seeing)),
             store,
             roll,
             started: clock::now(),
-            seeing: Arc::default(),
+            seeing,
         })
     }
 
@@ -123,6 +125,11 @@ impl Hosts {
     pub(crate) async fn log(&self, after: u64, limit: u32) -> Result<Vec<LogLine>, Problem> {
         let lines = self.store.log(after, limit).await;
         lines.map_err(|e| problem_of(&e))
+    }
+
+    /// The place of the last line of all hosts' logs.
+    pub(crate) async fn log_end(&self) -> Result<u64, Problem> {
+        self.store.log_end().await.map_err(|e| problem_of(&e))
     }
 
     /// A host's inventory, once it was inspected.
@@ -241,7 +248,7 @@ impl Hosts {
                 Ok(_) => {
                     let after = live.stored();
                     log_events(name, &events);
-                    self.seeing.changed(&before, &after, &runs, clock::now());
+                    self.seeing.changed(&before, &after, runs, clock::now());
                     return Ok((after, answer));
                 }
                 Err(StoreError::Conflict(_)) if attempts < ATTEMPTS => {
@@ -271,6 +278,7 @@ impl Hosts {
             with,
         })
         .await?;
+        self.seeing.agent_lines.forget(name);
         tracing::info!(host = name, "host removed");
         Ok(())
     }
@@ -318,6 +326,13 @@ impl Hosts {
         self.writer.heard(Contact { uid, agent, daemon });
     }
 
+    /// Shows how far a step is. False when that is to be stored, too: now and then, and whenever
+    /// the order was not known to be under way.
+    pub(crate) fn progress(&self, name: &str, order: u64, progress: &Progress) -> bool {
+        self.live(name)
+            .is_some_and(|live| self.roll.progress(&live, order, progress, clock::now()))
+    }
+
     /// What is seen of a host. Before this conductor started nobody could be heard: silence
     /// counts from then.
     pub(crate) fn observed<'a>(&self, name: &str, limits: &'a Limits) -> Observed<'a> {
@@ -345,6 +360,11 @@ fn shown(live: &Live, stored: &Stored) -> Host {
     }
     if let (Some(daemon), Some(at)) = (&mut host.status.daemon, seen.daemon) {
         daemon.seen_at = daemon.seen_at.max(at);
+    }
+    if let Some(step) = &mut host.status.step
+        && let Some(progress) = live.progress_of(step.order)
+    {
+        step.progress = progress;
     }
     host
 }

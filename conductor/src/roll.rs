@@ -7,17 +7,25 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ferrite_proto::step::Progress;
 use jiff::Timestamp;
 use tokio::sync::{Notify, broadcast, watch};
 
 use crate::boots::Boots;
 use crate::lifecycle::record::Record;
+use crate::lifecycle::reports::harmless;
 use crate::store::commit::REMOVED_KEPT;
 use crate::store::writer::Follower;
 use crate::store::{Contact, Document, News, Outcomes, Removed, Revision, Stored, Write};
 
 /// Changes that a follower may be behind before it has to begin anew.
 const CHANGES: usize = 4096;
+/// Characters of what a step is at.
+const PHASE_CHARS: usize = 200;
+/// How often the progress of a step is stored.
+const STORED_EVERY: jiff::SignedDuration = jiff::SignedDuration::from_secs(10);
+/// How often it is told to those who follow.
+const TOLD_EVERY: jiff::SignedDuration = jiff::SignedDuration::from_secs(1);
 
 /// What a digest is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -69,6 +77,17 @@ pub(crate) struct Live {
     pub(crate) lock: tokio::sync::Mutex<()>,
     stored: Mutex<Arc<Stored>>,
     seen: Mutex<Seen>,
+    progress: Mutex<Option<Ticked>>,
+}
+
+/// How far a step is, newer than what is stored.
+#[derive(Debug, Clone)]
+struct Ticked {
+    order: u64,
+    progress: Progress,
+    /// When it was last stored, and last told.
+    stored: Timestamp,
+    told: Timestamp,
 }
 
 /// When a host was last heard.
@@ -89,6 +108,13 @@ impl Live {
     /// When it was last heard.
     pub(crate) fn seen(&self) -> Seen {
         *lock(&self.seen)
+    }
+
+    /// How far the step of an order is, if that is known better than it is stored.
+    pub(crate) fn progress_of(&self, order: u64) -> Option<Progress> {
+        let ticked = lock(&self.progress);
+        let ticked = ticked.as_ref().filter(|ticked| ticked.order == order);
+        ticked.map(|ticked| ticked.progress.clone())
     }
 
     /// It was heard; what is earlier than what is known changes nothing.
@@ -196,6 +222,49 @@ impl Roll {
     /// Whether a transaction came to an unknown end since the store was last read.
     pub(crate) fn is_doubtful(&self) -> bool {
         self.doubtful.load(Ordering::Acquire)
+    }
+
+    /// Shows how far a step is, and tells of it once a second. False when it is to be stored.
+    pub(crate) fn progress(
+        &self,
+        live: &Live,
+        order: u64,
+        progress: &Progress,
+        now: Timestamp,
+    ) -> bool {
+        let mut known = lock(&live.progress);
+        let stored = live.stored();
+        let flow = stored.record.run.workflow.as_ref();
+        if !flow.is_some_and(|flow| flow.is_under_way(order)) {
+            *known = None;
+            return false;
+        }
+        let progress = Progress {
+            phase: harmless(&progress.phase, PHASE_CHARS),
+            ..progress.clone()
+        };
+        let mut ticked = known.take().unwrap_or_else(|| Ticked {
+            order: 0,
+            progress: Progress::default(),
+            stored: now,
+            told: now,
+        });
+        let is_first = ticked.order != order;
+        let to_store = is_first || now.duration_since(ticked.stored) >= STORED_EVERY;
+        let to_tell = now.duration_since(ticked.told) >= TOLD_EVERY;
+        (ticked.order, ticked.progress) = (order, progress);
+        if to_store {
+            ticked.stored = now;
+        }
+        if to_store || to_tell {
+            ticked.told = now;
+        }
+        *known = Some(ticked);
+        drop(known);
+        if to_tell && !to_store {
+            self.tell(of_host(&stored, What::Changed));
+        }
+        !to_store
     }
 
     /// Hears of every change from here on.
@@ -447,6 +516,7 @@ fn new_live(stored: &Arc<Stored>) -> Arc<Live> {
         lock: tokio::sync::Mutex::default(),
         stored: Mutex::new(Arc::clone(stored)),
         seen: Mutex::default(),
+        progress: Mutex::default(),
     })
 }
 

@@ -20,6 +20,9 @@ use crate::lifecycle::execute::{IsoUrl, World};
 use crate::lifecycle::order::Reach;
 use crate::netboot::Netboot;
 use crate::seal::Sealer;
+use crate::seeing::gather::Place;
+use crate::seeing::logs::OwnLines;
+use crate::seeing::outlets;
 use crate::store::database::Database;
 use crate::{bmc, listen, netboot, tls, token};
 
@@ -30,25 +33,29 @@ const CONNECTIONS: usize = 24_576;
 /// How long open calls have to end at a stop.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Sets up logs, on standard error.
-pub(crate) fn start_logs(log: &LogConfig) -> anyhow::Result<()> {
-    use tracing_subscriber::EnvFilter;
+/// Sets up logs, on standard error; the last lines are kept in memory, too.
+pub(crate) fn start_logs(log: &LogConfig) -> anyhow::Result<OwnLines> {
+    use tracing_subscriber::prelude::*;
+    use tracing_subscriber::{EnvFilter, fmt};
     let filter = EnvFilter::try_from_default_env()
         .or_else(|_| EnvFilter::try_new(&log.filter))
         .context("log.filter cannot be used")?;
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let own = OwnLines::default();
+    let kept = fmt::layer().json().with_writer(own.clone());
+    let shown = fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
-    match log.format {
-        LogFormat::Text => logs.init(),
-        LogFormat::Json => logs.json().init(),
-    }
-    Ok(())
+    let shown = match log.format {
+        LogFormat::Text => shown.boxed(),
+        LogFormat::Json => shown.json().boxed(),
+    };
+    let logs = tracing_subscriber::registry().with(filter);
+    logs.with(shown).with(kept).init();
+    Ok(own)
 }
 
 /// Runs until it is told to stop by SIGTERM or SIGINT.
-pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
+pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<()> {
     let dir = &config.state_dir;
     make_state_dir(dir)?;
     let _ours_alone = lock_state_dir(dir)?;
@@ -66,8 +73,14 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let sealer = Sealer::load_or_create(&dir.join("secrets.key"))?;
     let store = Database::sqlite(&dir.join("ferrite.db"), sealer).await?;
     let hosts = Arc::new(Hosts::load(Arc::new(store), Arc::clone(&boots)).await?);
+    hosts.seeing().own_lines_are_in(own_lines);
+    hosts.seeing().place_is(Place {
+        config: config.written.clone(),
+        state_dir: dir.clone(),
+    });
     let netboot = start_netboot(&config, &boots).await?;
     let stop = CancellationToken::new();
+    let outlets = outlets::start(config.seeing.clone(), &hosts, &config.limits, &stop)?;
     let world = Arc::new(World {
         hosts: Arc::clone(&hosts),
         limits: config.limits.clone(),
@@ -91,6 +104,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     stop.cancel();
     driver.join().await;
     seen.await.context("noting what netboot saw")?;
+    outlets.join_all().await;
     if let Some(netboot) = netboot {
         netboot.stop().await;
     }

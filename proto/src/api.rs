@@ -106,6 +106,26 @@ pub struct HostList {
     pub items: Vec<Host>,
 }
 
+/// A line of a host's agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LogLine {
+    /// Grows from line to line, with gaps.
+    pub number: u64,
+    /// When it came.
+    pub at: jiff::Timestamp,
+    /// What it says.
+    pub line: String,
+}
+
+/// The last lines of a host's agent, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LogLines {
+    /// The lines.
+    pub items: Vec<LogLine>,
+}
+
 /// What a host is doing, for a person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -82,6 +82,8 @@ pub(crate) const TABLE: &[Line] = &[
     view("GET", "/v1/hosts/{name}/timeline", Scope::Host),
     view("GET", "/v1/version", Scope::Any),
     view("GET", "/v1/whoami", Scope::Any),
+    view("GET", "/v1/hosts/{name}/logs", Scope::Host),
+    line("GET", "/v1/support-bundle", Who::Person(Role::Admin, Scope::Global)),
     view("GET", "/metrics", Scope::Global),
     line("GET", "/openapi.json", Who::Anyone),
 

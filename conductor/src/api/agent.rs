@@ -19,7 +19,7 @@ use crate::lifecycle::change::Change;
 use crate::lifecycle::record::{HelloFacts, Record, Session};
 use crate::lifecycle::{order, reports};
 use crate::store::Stored;
-use crate::token;
+use crate::{clock, token};
 
 /// `POST /v1/agent/hello`
 pub(crate) async fn hello(
@@ -45,6 +45,7 @@ pub(crate) async fn hello(
     let (_, token) = answered.await?;
     crash::point(Work::Hello, Moment::After);
     let token = token?;
+    app.hosts.seeing().agent_lines.new_agent(&name);
     app.hosts.heard_agent(&name);
     Ok(Json(HelloReply {
         token,
@@ -131,6 +132,11 @@ pub(crate) fn refused(what: &str) -> Problem {
     )
 }
 
+/// Characters of a line of an agent.
+const LINE_CHARS: usize = 1000;
+/// Lines of an agent that are stored when a step of it failed.
+const LINES_OF_A_FAILURE: usize = 50;
+
 /// `POST /v1/agent/poll`
 pub(crate) async fn poll(
     State(app): State<Arc<App>>,
@@ -149,23 +155,36 @@ pub(crate) async fn poll(
     Ok(Json(reply))
 }
 
-/// Takes what an agent reports. A poll without news changes nothing but the first.
+/// Takes what an agent reports. A poll without news changes nothing but the first; lines and the
+/// ticks of a step's progress are kept in memory.
 async fn take(app: &App, name: &str, poll: Poll) -> Result<Arc<Stored>, Problem> {
     let limits = &app.world.limits;
-    let works: Vec<_> = poll.reports.iter().filter_map(Work::taking).collect();
+    let reports = keep_in_memory(app, name, &poll);
+    let works: Vec<_> = reports
+        .iter()
+        .filter_map(|report| Work::taking(report))
+        .collect();
+    let failed = reports
+        .iter()
+        .any(|report| matches!(report, Report::Failed { .. }));
     let taken = app.hosts.update(name, &Actor::Agent, |change| {
-        let session = change.record.run.session.as_mut();
-        let again = session.is_some_and(|session| {
-            let again = session.last_sequence == poll.sequence && !poll.reports.is_empty();
-            if !poll.reports.is_empty() {
-                session.last_sequence = poll.sequence;
-            }
-            again
-        });
-        for report in &poll.reports {
-            // A poll that comes again repeats its log lines; other reports are safe to repeat.
-            if !(again && matches!(report, Report::Log { .. })) {
-                change.report(report.clone(), limits);
+        if let Some(session) = change
+            .record
+            .run
+            .session
+            .as_mut()
+            .filter(|_| !reports.is_empty())
+        {
+            session.last_sequence = poll.sequence;
+        }
+        for report in &reports {
+            change.report((*report).clone(), limits);
+        }
+        // What was said before a failure outlives the memory that it is in.
+        if failed && change.events.iter().any(|event| event.kind == "error") {
+            let lines = &app.hosts.seeing().agent_lines;
+            for line in lines.tail(name, LINES_OF_A_FAILURE) {
+                change.event("log", line.line);
             }
         }
         change.polled();
@@ -175,6 +194,24 @@ async fn take(app: &App, name: &str, poll: Poll) -> Result<Arc<Stored>, Problem>
     let (stored, ()) = taken.await?;
     pass(&works, Moment::After);
     Ok(stored)
+}
+
+/// Takes lines and progress; gives the reports that are to be stored.
+fn keep_in_memory<'a>(app: &App, name: &str, poll: &'a Poll) -> Vec<&'a Report> {
+    let lines = poll.reports.iter().filter_map(|report| match report {
+        Report::Log { line } => Some(reports::harmless(line, LINE_CHARS)),
+        _ => None,
+    });
+    let (now, lines) = (clock::now(), lines.collect::<Vec<_>>());
+    let known = &app.hosts.seeing().agent_lines;
+    // A poll that comes again repeats its lines; other reports are safe to repeat.
+    known.take(name, poll.sequence, now, lines);
+    let is_stored = |report: &&Report| match report {
+        Report::Log { .. } => false,
+        Report::Progress { order, progress } => !app.hosts.progress(name, *order, progress),
+        _ => true,
+    };
+    poll.reports.iter().filter(is_stored).collect()
 }
 
 fn pass(works: &[Work], moment: Moment) {

@@ -90,15 +90,12 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/hosts/{name}/timeline", get(operator::timeline))
         .route("/v1/version", get(operator::version))
         .route("/openapi.json", get(openapi::serve))
-        .route("/metrics", get(seeing::figures))
+        .merge(seeing_routes())
         .merge(access_routes());
     let poll = Router::new()
         .route(agent_api::POLL, post(agent::poll))
         .layer(DefaultBodyLimit::max(POLL_BODY));
     let check_in = Router::new().route(agent_api::CHECK_IN, post(daemon::check_in));
-    let health = Router::new()
-        .route("/healthz", get(seeing::alive))
-        .route("/readyz", get(seeing::ready));
     let strangers = Router::new()
         .route(agent_api::HELLO, post(agent::hello))
         .route(agent_api::ENROLL, post(daemon::enroll))
@@ -109,7 +106,6 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .layer(DefaultBodyLimit::max(BODY))
         .merge(strangers)
         .merge(poll)
-        .merge(health)
         .fallback(nothing_here)
         .layer(middleware::from_fn_with_state(
             Door {
@@ -123,6 +119,15 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             calls::observe,
         ))
         .with_state(app)
+}
+
+fn seeing_routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/v1/hosts/{name}/logs", get(seeing::logs))
+        .route("/v1/support-bundle", get(seeing::bundle))
+        .route("/metrics", get(seeing::figures))
+        .route("/healthz", get(seeing::alive))
+        .route("/readyz", get(seeing::ready))
 }
 
 /// Calls about who may do what.

@@ -51,8 +51,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Serve { config } => {
             let config = Config::read(&config)?;
-            serve::start_logs(&config.log)?;
-            serve::run(config).await?;
+            let own_lines = serve::start_logs(&config.log)?;
+            serve::run(config, own_lines).await?;
         }
         Command::Config { command } => config_command(command, connection.output).await?,
         Command::Host { command } => {

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ferrite_proto::api::LogLine;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -68,17 +68,6 @@ impl MakeWriter<'_> for OwnLines {
     }
 }
 
-/// A line of an agent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct AgentLine {
-    /// Grows with every line of any host; has gaps within a host's.
-    pub(crate) number: u64,
-    /// When it came.
-    pub(crate) at: Timestamp,
-    /// What it says.
-    pub(crate) line: String,
-}
-
 /// The last lines of every host's agent.
 #[derive(Debug, Default)]
 pub(crate) struct AgentLines(Mutex<Hosts>);
@@ -92,26 +81,51 @@ struct Hosts {
 
 #[derive(Debug)]
 struct HostLines {
-    lines: VecDeque<AgentLine>,
-    followers: broadcast::Sender<AgentLine>,
+    lines: VecDeque<LogLine>,
+    /// Of the last poll that had lines.
+    sequence: u64,
+    followers: broadcast::Sender<LogLine>,
 }
 
 impl Default for HostLines {
     fn default() -> Self {
         Self {
             lines: VecDeque::new(),
+            sequence: 0,
             followers: broadcast::Sender::new(BEHIND),
         }
     }
 }
 
 impl AgentLines {
-    /// Takes a line.
-    pub(crate) fn add(&self, host: &str, at: Timestamp, line: String) {
+    /// Takes the lines of a poll, unless it is the last one come again.
+    pub(crate) fn take(&self, host: &str, sequence: u64, at: Timestamp, lines: Vec<String>) {
+        if lines.is_empty() {
+            return;
+        }
+        let mut all = lock(&self.0);
+        let of_host = all.hosts.entry(host.to_owned()).or_default();
+        let last = std::mem::replace(&mut of_host.sequence, sequence);
+        drop(all);
+        if last != sequence {
+            for line in lines {
+                self.add(host, at, line);
+            }
+        }
+    }
+
+    /// A new agent counts its polls anew.
+    pub(crate) fn new_agent(&self, host: &str) {
+        if let Some(of_host) = lock(&self.0).hosts.get_mut(host) {
+            of_host.sequence = 0;
+        }
+    }
+
+    fn add(&self, host: &str, at: Timestamp, line: String) {
         let mut all = lock(&self.0);
         all.last += 1;
         all.bytes += line.len();
-        let line = AgentLine {
+        let line = LogLine {
             number: all.last,
             at,
             line,
@@ -128,7 +142,7 @@ impl AgentLines {
     }
 
     /// The last lines of a host, oldest first.
-    pub(crate) fn tail(&self, host: &str, most: usize) -> Vec<AgentLine> {
+    pub(crate) fn tail(&self, host: &str, most: usize) -> Vec<LogLine> {
         let all = lock(&self.0);
         let Some(of_host) = all.hosts.get(host) else {
             return Vec::new();
@@ -142,7 +156,7 @@ impl AgentLines {
         &self,
         host: &str,
         most: usize,
-    ) -> (Vec<AgentLine>, broadcast::Receiver<AgentLine>) {
+    ) -> (Vec<LogLine>, broadcast::Receiver<LogLine>) {
         // Heard before it is read: a line in between comes twice, and its number tells.
         let heard = lock(&self.0)
             .hosts

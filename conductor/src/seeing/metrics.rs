@@ -121,6 +121,7 @@ struct Counted {
     commit_writes: Histogram,
     webhooks: Family<WebhookLabel, Counter>,
     watchers: Gauge,
+    traces_dropped: Counter,
 }
 
 /// Counted when somebody asks.
@@ -152,6 +153,7 @@ impl Default for Counted {
             commit_writes: sizes(),
             webhooks: Family::default(),
             watchers: Gauge::default(),
+            traces_dropped: Counter::default(),
         }
     }
 }
@@ -206,6 +208,8 @@ impl Counted {
         to.register("store_commit_writes", help, self.commit_writes.clone());
         let help = "Attempts to deliver to webhooks";
         to.register("webhook_deliveries", help, self.webhooks.clone());
+        let help = "Traces that were dropped because the collector was too slow";
+        to.register("traces_dropped", help, self.traces_dropped.clone());
         to.register("watchers", "Watches that are open", self.watchers.clone());
     }
 }
@@ -412,6 +416,17 @@ impl Metrics {
         time.observe(took.as_secs_f64());
     }
 
+    /// A watch is open for as long as this is held.
+    pub(crate) fn watching(&self) -> Watching {
+        self.counted.watchers.inc();
+        Watching(self.counted.watchers.clone())
+    }
+
+    /// A trace was dropped.
+    pub(super) fn trace_dropped(&self) {
+        self.counted.traces_dropped.inc();
+    }
+
     /// An attempt to deliver ended.
     pub(super) fn webhook(&self, webhook: &str, outcome: &'static str) {
         let label = WebhookLabel {
@@ -428,11 +443,20 @@ impl Metrics {
     }
 
     /// The store committed so many writes at once.
-    #[expect(dead_code, reason = "the store's writer calls it")]
     pub(crate) fn commit(&self, writes: usize, took: Duration) {
         self.counted.commit_seconds.observe(took.as_secs_f64());
         let writes = u32::try_from(writes).unwrap_or(u32::MAX);
         self.counted.commit_writes.observe(writes.into());
+    }
+}
+
+/// An open watch.
+#[derive(Debug)]
+pub(crate) struct Watching(Gauge);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -159,6 +159,14 @@ impl Store for Database {
         Box::pin(self.read(sql, values, rows::line))
     }
 
+    fn log_end(&self) -> StoreFuture<'_, u64> {
+        Box::pin(async move {
+            let sql = "SELECT COALESCE(MAX(id), 0) FROM events";
+            let last = self.read(sql, Vec::new(), |row| Ok(row.count(0)?)).await?;
+            Ok(last.into_iter().next().unwrap_or(0))
+        })
+    }
+
     fn audit(&self, after: u64, limit: u32) -> StoreFuture<'_, Vec<AuditLine>> {
         let sql = "SELECT id, revision, project, body, hash FROM audit WHERE id > $1 \
                    ORDER BY id LIMIT $2";

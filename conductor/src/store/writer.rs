@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Contact, Outcomes, Revision, Store, StoreError, Write};
+use crate::seeing::Seeing;
 
 /// Writes of one transaction.
 const MOST: usize = 512;
@@ -49,7 +50,11 @@ impl fmt::Debug for Writer {
 
 impl Writer {
     /// Starts the task that writes; it ends after the last writer is gone.
-    pub(crate) fn start(store: Arc<dyn Store>, follower: Arc<dyn Follower>) -> Self {
+    pub(crate) fn start(
+        store: Arc<dyn Store>,
+        follower: Arc<dyn Follower>,
+        seeing: Arc<Seeing>,
+    ) -> Self {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let contacts = Arc::<Mutex<BTreeMap<_, _>>>::default();
         let task = Task {
@@ -57,6 +62,7 @@ impl Writer {
             follower,
             queue,
             contacts: Arc::clone(&contacts),
+            seeing,
         };
         tokio::spawn(task.run());
         Self { jobs, contacts }
@@ -90,6 +96,7 @@ struct Task {
     follower: Arc<dyn Follower>,
     queue: mpsc::Receiver<Job>,
     contacts: Arc<Mutex<BTreeMap<String, Contact>>>,
+    seeing: Arc<Seeing>,
 }
 
 impl Task {
@@ -120,7 +127,9 @@ impl Task {
         }
         let started = std::time::Instant::now();
         let outcomes = self.store.commit(&writes).await;
-        tracing::trace!(writes = writes.len(), elapsed = ?started.elapsed(), "committed");
+        let took = started.elapsed();
+        tracing::trace!(writes = writes.len(), ?took, "committed");
+        self.seeing.metrics.commit(writes.len(), took);
         let failed = |outcome: &Result<_, _>| matches!(outcome, Err(StoreError::Database(_)));
         if outcomes.iter().any(failed) {
             self.follower.doubtful();

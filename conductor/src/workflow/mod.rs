@@ -197,6 +197,13 @@ impl Workflow {
         }
     }
 
+    /// Whether the agent has taken this order and has not ended it.
+    pub(crate) fn is_under_way(&self, number: u64) -> bool {
+        self.current().is_some_and(
+            |step| matches!(step.state, StepState::Accepted { order, .. } if order == number),
+        )
+    }
+
     /// The order that an agent is still to take.
     pub(crate) fn to_hand_out(&self) -> Option<(u64, StepName)> {
         let step = self.current()?;

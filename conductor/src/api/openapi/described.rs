@@ -3,7 +3,7 @@
 use ferrite_proto::agent_api::{
     CheckIn, CheckInReply, Enroll, EnrollReply, Hello, HelloReply, Poll, PollReply,
 };
-use ferrite_proto::api::{EventList, Explanation, HostList, Provision, Version};
+use ferrite_proto::api::{EventList, Explanation, HostList, LogLines, Provision, Version};
 use ferrite_proto::host::{Host, HostManifest};
 use serde_json::{Value, json};
 
@@ -91,6 +91,7 @@ pub(super) fn describe(all: &mut Document) {
     hosts(all);
     one_host(all);
     operations(all);
+    seeing(all);
     conductor(all);
     agents(all);
 }
@@ -157,6 +158,19 @@ fn operations(all: &mut Document) {
     all.call("GET", &of("events"), "listEventsOfHost", "A host's log.")
         .query("limit", &count(0, u64::from(u32::MAX)), "At most so many.")
         .answers::<EventList>(200, "Newest last.");
+}
+
+/// What is told by those who look on.
+fn seeing(all: &mut Document) {
+    let path = "/v1/hosts/{name}/logs";
+    let summary = "The last lines of a host's agent; as a stream with `follow`.";
+    all.call("GET", path, "readAgentLogs", summary)
+        .query("tail", &count(0, u64::from(u32::MAX)), "At most so many.")
+        .query("follow", &json!({"type": "boolean"}), "Go on as they come.")
+        .answers::<LogLines>(200, "Newest last.");
+    let summary = "What help needs, in one file, without secrets.";
+    all.call("GET", "/v1/support-bundle", "supportBundle", summary)
+        .answers_otherwise(200, Some("application/gzip"), "A tar.gz.");
 }
 
 fn conductor(all: &mut Document) {

@@ -1,0 +1,159 @@
+//! Starts what sends and serves what is seen, as the configuration has it: figures for anybody,
+//! traces, webhooks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::config::SeeingConfig;
+use super::metrics;
+use super::traces::{self, Exporter};
+use super::webhooks::{Backoff, Cursor, Kept, Line, Outbox, Webhook};
+use crate::access::caller::Visible;
+use crate::clock;
+use crate::hosts::Hosts;
+use crate::lifecycle::record::Limits;
+use crate::listen;
+use crate::store::{Document, Expect};
+
+/// Kind of the documents in which cursors are kept.
+const CURSOR: &str = "WebhookCursor";
+/// Connections to the figures.
+const CONNECTIONS: usize = 64;
+
+/// Starts all of it; it ends after `stop`. What cannot be started says so now.
+pub(crate) fn start(
+    config: SeeingConfig,
+    hosts: &Arc<Hosts>,
+    limits: &Limits,
+    stop: &CancellationToken,
+) -> anyhow::Result<JoinSet<()>> {
+    let mut tasks = JoinSet::new();
+    if let Some(at) = config.metrics {
+        let listener = std::net::TcpListener::bind(at)
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .with_context(|| format!("listening on {at} for metrics"))?;
+        let served = (Arc::clone(hosts), limits.clone());
+        tasks.spawn(serve_figures(listener, served, stop.clone()));
+    }
+    if let Some(traces) = &config.traces {
+        let exporter = Exporter::new(traces, Duration::from_secs(1)).context("starting traces")?;
+        let (to, from) = mpsc::channel(traces::QUEUE);
+        hosts.seeing().send_runs_to(to);
+        tasks.spawn(exporter.run(from, stop.clone()));
+    }
+    if config.webhooks.is_empty() {
+        return Ok(tasks);
+    }
+    let news = watch::Sender::new(0);
+    for webhook in config.webhooks {
+        let name = webhook.name.clone();
+        let outbox: Arc<dyn Outbox> = Arc::<Hosts>::clone(hosts);
+        let seeing = Arc::clone(hosts.seeing());
+        let webhook = Webhook::new(webhook, Backoff::default(), outbox, seeing)
+            .with_context(|| format!("starting the webhook {name:?}"))?;
+        tasks.spawn(webhook.run(news.subscribe(), stop.clone()));
+    }
+    tasks.spawn(tell_news(Arc::clone(hosts), news, stop.clone()));
+    Ok(tasks)
+}
+
+type Served = (Arc<Hosts>, Limits);
+
+async fn serve_figures(listener: std::net::TcpListener, served: Served, stop: CancellationToken) {
+    let router = axum::Router::new()
+        .route("/metrics", get(figures))
+        .with_state(Arc::new(served));
+    let server = match axum_server::from_tcp(listener) {
+        Ok(server) => listen::bounded(server, CONNECTIONS),
+        Err(error) => return tracing::error!(%error, "metrics are not served"),
+    };
+    tokio::select! {
+        ended = server.serve(router.into_make_service()) => {
+            tracing::error!(?ended, "metrics are not served any more");
+        }
+        () = stop.cancelled() => {}
+    }
+}
+
+async fn figures(State(served): State<Arc<Served>>) -> impl IntoResponse {
+    let (hosts, limits) = &*served;
+    let shown = hosts.list(&Visible::all());
+    let text = hosts.seeing().metrics.text(&shown, limits, clock::now());
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text)
+}
+
+/// Wakes the webhooks after each change.
+async fn tell_news(hosts: Arc<Hosts>, news: watch::Sender<u64>, stop: CancellationToken) {
+    let mut changes = hosts.changes();
+    loop {
+        let told = tokio::select! {
+            told = changes.recv() => told,
+            () = stop.cancelled() => return,
+        };
+        match told {
+            // A cursor that was stored is no news.
+            Ok(changed) if changed.kind == CURSOR => {}
+            Ok(changed) => drop(news.send_replace(changed.revision)),
+            Err(RecvError::Lagged(_)) => drop(news.send_replace(hosts.revision())),
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+impl Outbox for Hosts {
+    fn after(&self, place: u64, limit: u32) -> Kept<'_, Vec<Line>> {
+        Box::pin(async move {
+            let lines = self.log(place, limit).await?;
+            let lines = lines.into_iter().map(|line| Line {
+                id: line.id,
+                host: line.host,
+                kind: line.event.kind,
+                at: line.event.at,
+                text: line.event.text,
+            });
+            Ok(lines.collect())
+        })
+    }
+
+    fn end(&self) -> Kept<'_, u64> {
+        Box::pin(self.log_end())
+    }
+
+    fn cursor<'a>(&'a self, webhook: &'a str) -> Kept<'a, Option<Cursor>> {
+        Box::pin(async move {
+            let kept = self.documents().get(CURSOR, webhook);
+            let cursor = kept.map(|kept| serde_json::from_value(kept.body.clone()));
+            cursor.transpose().map_err(|error| {
+                ferrite_proto::problem::Problem::new(
+                    ferrite_proto::problem::Code::Internal,
+                    format!("the cursor of webhook {webhook:?} cannot be read: {error}"),
+                    "give the webhook another name: it begins anew",
+                )
+            })
+        })
+    }
+
+    fn keep<'a>(&'a self, webhook: &'a str, cursor: &'a Cursor) -> Kept<'a, bool> {
+        Box::pin(async move {
+            let body = serde_json::json!(cursor);
+            let known = self.documents().get(CURSOR, webhook);
+            if known.as_ref().is_some_and(|known| known.body == body) {
+                return Ok(true);
+            }
+            let document = Document::new(CURSOR, webhook, clock::now(), body);
+            let documents = self.documents();
+            let put = documents.put(document, Expect::Anything, Vec::new());
+            put.await.map(|_| true)
+        })
+    }
+}
