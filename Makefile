@@ -3,7 +3,7 @@
 
 PACKAGES := qemu-system-x86 ovmf seabios ipxe ipxe-qemu musl-tools gcc libc6-dev \
 	iproute2 util-linux kmod e2fsprogs dosfstools mtools gdisk fdisk xorriso zstd xz-utils \
-	busybox-static dropbear-bin \
+	busybox-static dropbear-bin postgresql \
 	mmdebstrap grub-pc-bin grub-efi-amd64-bin grub-common systemd-boot-efi ca-certificates
 
 TARGET := $(CURDIR)/target

@@ -97,3 +97,21 @@ CREATE TABLE contacts (
     agent_seen  BIGINT,
     daemon_seen BIGINT
 );
+
+-- Conductors at work, each as long as it renews; hosts.owner names one of them.
+CREATE TABLE replicas (
+    id      TEXT PRIMARY KEY NOT NULL,
+    renewed BIGINT NOT NULL
+);
+
+-- A fence only grows: whoever writes with an older one is refused, whatever its statement says.
+CREATE FUNCTION refuse_older_fence() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.fence < OLD.fence THEN
+        RAISE EXCEPTION 'host % has fence %, not %', OLD.name, OLD.fence, NEW.fence;
+    END IF;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER hosts_fence BEFORE UPDATE ON hosts
+    FOR EACH ROW EXECUTE FUNCTION refuse_older_fence();

@@ -17,6 +17,9 @@ const RUNS_KEPT: i64 = 50;
 /// Removals that are remembered.
 pub(crate) const REMOVED_KEPT: i64 = 10_000;
 
+/// Where other replicas hear of commits.
+pub(crate) const CHANNEL: &str = "ferrite";
+
 /// A transaction in which writes are made.
 pub(crate) struct Batch<'a> {
     session: Session,
@@ -67,6 +70,10 @@ impl<'a> Batch<'a> {
         self.chain_audit().await?;
         if self.removed {
             self.prune_removed().await?;
+        }
+        if self.next > 0 {
+            let last = (self.next - 1).to_string();
+            self.session.notify(CHANNEL, &last).await?;
         }
         Ok(self.session.commit().await?)
     }
@@ -458,13 +465,14 @@ impl<'a> Batch<'a> {
 
 const SAVE: &str = "UPDATE hosts SET version = $3, generation = $4, state = $5, boot_mac = $6, \
                     bmc_address = $7, spec = COALESCE($8, spec), status = $9, runtime = $10, \
-                    secrets = COALESCE($11, secrets), project = $12, labels = $13, annotations = $14 \
-                    WHERE name = $1 AND uid = $2 AND version = $15 \
+                    secrets = COALESCE($11, secrets), project = $12, labels = $13, \
+                    annotations = $14, fence = COALESCE($16, fence) WHERE name = $1 AND uid = $2 AND version = $15 \
                     AND ($16 IS NULL OR fence = $16)";
 const SAVE_MOVED: &str = "UPDATE hosts SET version = $3, generation = $4, state = $5, \
                     boot_mac = $6, bmc_address = $7, spec = COALESCE($8, spec), status = $9, \
                     runtime = $10, secrets = COALESCE($11, secrets), project = $12, \
-                    labels = $13, annotations = $14 WHERE name = $1 AND uid = $2 AND version = $15 \
+                    labels = $13, annotations = $14, \
+                    fence = COALESCE($16, fence) WHERE name = $1 AND uid = $2 AND version = $15 \
                     AND ($16 IS NULL OR fence = $16) \
                     AND NOT EXISTS (SELECT 1 FROM hosts AS other WHERE other.name <> $1 \
                     AND (other.boot_mac = $6 OR other.bmc_address = $7))";

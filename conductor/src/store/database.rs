@@ -10,6 +10,7 @@ use ferrite_proto::api::HostEvent;
 use ferrite_proto::host::Run;
 use ferrite_proto::inventory::Inventory;
 use jiff::Timestamp;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use super::commit::{Batch, head_owner};
@@ -19,6 +20,9 @@ use super::{
     StoreFuture, Write, rows, upgrade,
 };
 use crate::seal::Sealer;
+
+/// Connections to a server: one writes, the others read.
+const CONNECTIONS: u32 = 6;
 
 /// The database, and the key of what is secret in it.
 #[derive(Debug)]
@@ -50,12 +54,44 @@ impl Database {
         })
     }
 
+    /// Opens a database on a server, and brings its schema up to date.
+    pub(crate) async fn postgres(
+        options: PgConnectOptions,
+        sealer: Sealer,
+    ) -> Result<Self, StoreError> {
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_with(options)
+            .await?;
+        sqlx::migrate!("./migrations/postgres").run(&pool).await?;
+        Ok(Self {
+            pool: Pool::Postgres(pool),
+            sealer: Arc::new(sealer),
+        })
+    }
+
+    /// The database itself.
+    pub(crate) const fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     async fn write(&self, writes: &[Write]) -> Result<Outcomes, StoreError> {
         let session = self.pool.begin().await?;
         let mut batch = Batch::begin(session, &self.sealer, writes).await?;
         let outcomes = batch.write_all(writes).await?;
         batch.commit().await?;
         Ok(outcomes)
+    }
+
+    /// One by one: who is refused spoils nothing for the others.
+    async fn write_each(&self, writes: &[Write]) -> Outcomes {
+        let mut outcomes = Vec::with_capacity(writes.len());
+        for write in writes {
+            let one = self.write(std::slice::from_ref(write)).await;
+            outcomes.push(one.and_then(|mut one| one.pop().unwrap_or(Err(StoreError::Stopped))));
+        }
+        outcomes
     }
 
     async fn read<T>(
@@ -111,6 +147,18 @@ impl Database {
     }
 }
 
+/// Whether the database refused a statement, and not everything.
+fn is_one_of_them(error: &StoreError) -> bool {
+    let StoreError::Database(error) = error else {
+        return false;
+    };
+    let sqlx::Error::Database(error) = &**error else {
+        return false;
+    };
+    let kind = error.kind();
+    !matches!(kind, sqlx::error::ErrorKind::Other) || error.code().as_deref() == Some("P0001")
+}
+
 fn run(row: &mut Row) -> Result<Run, StoreError> {
     rows::from_json("a run", &row.text(0)?)
 }
@@ -128,6 +176,9 @@ impl Store for Database {
         Box::pin(async move {
             match self.write(writes).await {
                 Ok(outcomes) => outcomes,
+                Err(error) if writes.len() > 1 && is_one_of_them(&error) => {
+                    self.write_each(writes).await
+                }
                 Err(error) => writes.iter().map(|_| Err(error.clone())).collect(),
             }
         })

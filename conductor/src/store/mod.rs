@@ -6,8 +6,11 @@
 
 pub(crate) mod commit;
 pub(crate) mod database;
+pub(crate) mod leases;
 #[cfg(test)]
 mod old_tests;
+#[cfg(test)]
+pub(crate) mod postgres;
 pub(crate) mod rows;
 pub(crate) mod sql;
 #[cfg(test)]

@@ -265,6 +265,18 @@ impl Session {
         Ok(self.rows(sql, values).await?.into_iter().next())
     }
 
+    /// Tells other processes, once it lasts. A file has no others.
+    pub(crate) async fn notify(&mut self, channel: &str, what: &str) -> Result<(), sqlx::Error> {
+        match self {
+            Self::Sqlite(_) => Ok(()),
+            Self::Postgres(_) => {
+                let values = vec![channel.into(), what.into()];
+                let sql = "SELECT 1 FROM (SELECT pg_notify($1, $2)) AS told";
+                self.run(sql, values).await.map(drop)
+            }
+        }
+    }
+
     /// Makes it last.
     pub(crate) async fn commit(self) -> Result<(), sqlx::Error> {
         match self {

@@ -61,6 +61,38 @@ fn save(host: &Stored, version: Revision) -> Write {
     }
 }
 
+/// The suite: each on a database of its own.
+macro_rules! suite {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $name() {
+                let dir = tempfile::tempdir().unwrap();
+                super::$name(&super::store(dir.path()).await).await;
+            })*
+        }
+
+        #[tokio::test]
+        async fn the_whole_suite_on_postgres() {
+            let dir = tempfile::tempdir().unwrap();
+            let server = super::postgres::Server::start().await;
+            $(
+                let options = server.database(stringify!($name)).await;
+                let store = Database::postgres(options, sqlite_sealer(dir.path())).await.unwrap();
+                $name(&store).await;
+            )*
+        }
+    };
+}
+
+suite! {
+    a_save_over_somebody_elses_is_refused_and_spoils_nothing,
+    no_two_hosts_share_a_name_a_nic_or_a_bmc,
+    a_document_is_written_as_expected_or_not_at_all,
+    the_audit_log_is_a_chain_and_its_end_is_vouched_for,
+    contacts_are_kept_without_a_revision,
+}
+
 #[tokio::test]
 async fn what_is_stored_comes_back_after_a_restart_and_no_secret_is_in_the_file() {
     let dir = tempfile::tempdir().unwrap();
@@ -99,13 +131,10 @@ async fn what_is_stored_comes_back_after_a_restart_and_no_secret_is_in_the_file(
     assert!(again.events("a", 9).await.unwrap().is_empty());
 }
 
-#[tokio::test]
-async fn a_save_over_somebody_elses_is_refused_and_spoils_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path()).await;
+async fn a_save_over_somebody_elses_is_refused_and_spoils_nothing(store: &dyn Store) {
     let a = host("a", 1);
-    let first = one(&store, add(&a)).await.unwrap();
-    let second = one(&store, save(&a, first)).await.unwrap();
+    let first = one(store, add(&a)).await.unwrap();
+    let second = one(store, save(&a, first)).await.unwrap();
     assert!(second > first);
     let outcomes = store
         .commit(&[save(&a, first), add(&host("b", 2)), save(&host("c", 3), 1)])
@@ -116,11 +145,8 @@ async fn a_save_over_somebody_elses_is_refused_and_spoils_nothing() {
     assert_eq!(store.news(second).await.unwrap().hosts.len(), 1);
 }
 
-#[tokio::test]
-async fn no_two_hosts_share_a_name_a_nic_or_a_bmc() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path()).await;
-    one(&store, add(&host("a", 1))).await.unwrap();
+async fn no_two_hosts_share_a_name_a_nic_or_a_bmc(store: &dyn Store) {
+    one(store, add(&host("a", 1))).await.unwrap();
     let mut same_nic = host("b", 1);
     same_nic.record.host.spec.bmc.address = "redfish+http://elsewhere".into();
     let mut same_bmc = host("c", 1);
@@ -132,7 +158,7 @@ async fn no_two_hosts_share_a_name_a_nic_or_a_bmc() {
         (&same_bmc, "BMC address"),
         (&same_name, "name"),
     ] {
-        let refused = one(&store, add(host)).await;
+        let refused = one(store, add(host)).await;
         assert!(
             matches!(&refused, Err(StoreError::Exists { what, owner })
                 if *what == wanted && owner == "host \"a\""),
@@ -140,13 +166,13 @@ async fn no_two_hosts_share_a_name_a_nic_or_a_bmc() {
         );
     }
     let before = host("d", 9);
-    let version = one(&store, add(&before)).await.unwrap();
+    let version = one(store, add(&before)).await.unwrap();
     let mut moved = before.clone();
     moved.record.host.spec.bmc.address = "redfish+http://10.0.0.1".into();
     let mut before = *before;
     before.record.host.version = version;
     let refused = one(
-        &store,
+        store,
         Write::Save {
             host: moved,
             before: Arc::new(before),
@@ -161,10 +187,7 @@ async fn no_two_hosts_share_a_name_a_nic_or_a_bmc() {
     );
 }
 
-#[tokio::test]
-async fn a_document_is_written_as_expected_or_not_at_all() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path()).await;
+async fn a_document_is_written_as_expected_or_not_at_all(store: &dyn Store) {
     let put = |text: &str, expect| Write::Put {
         document: Box::new(Document {
             secret: Some(json!("hunter2")),
@@ -173,15 +196,13 @@ async fn a_document_is_written_as_expected_or_not_at_all() {
         expect,
         with: Entries::default(),
     };
-    let first = one(&store, put("1", Expect::Absent)).await.unwrap();
-    let refused = one(&store, put("2", Expect::Absent)).await;
+    let first = one(store, put("1", Expect::Absent)).await.unwrap();
+    let refused = one(store, put("2", Expect::Absent)).await;
     assert!(matches!(refused, Err(StoreError::Exists { .. })));
-    let second = one(&store, put("3", Expect::Revision(first)))
-        .await
-        .unwrap();
-    let refused = one(&store, put("4", Expect::Revision(first))).await;
+    let second = one(store, put("3", Expect::Revision(first))).await.unwrap();
+    let refused = one(store, put("4", Expect::Revision(first))).await;
     assert!(matches!(refused, Err(StoreError::Conflict(_))));
-    let third = one(&store, put("5", Expect::Anything)).await.unwrap();
+    let third = one(store, put("5", Expect::Anything)).await.unwrap();
     let found = store.news(0).await.unwrap().documents;
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].body, json!({"text": "5"}));
@@ -193,25 +214,22 @@ async fn a_document_is_written_as_expected_or_not_at_all() {
         expect,
         with: Entries::default(),
     };
-    let refused = one(&store, gone(Expect::Revision(second))).await;
+    let refused = one(store, gone(Expect::Revision(second))).await;
     assert!(matches!(refused, Err(StoreError::Conflict(_))));
-    one(&store, gone(Expect::Revision(third))).await.unwrap();
+    one(store, gone(Expect::Revision(third))).await.unwrap();
     let news = store.news(0).await.unwrap();
     assert_eq!((news.documents.len(), news.removed.len()), (0, 1));
 }
 
-#[tokio::test]
-async fn the_audit_log_is_a_chain_and_its_end_is_vouched_for() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path()).await;
+async fn the_audit_log_is_a_chain_and_its_end_is_vouched_for(store: &dyn Store) {
     let entry = |text: &str| AuditEntry {
         project: "default".into(),
         body: json!({ "text": text }),
     };
-    one(&store, Write::Audit(vec![entry("1"), entry("2")]))
+    one(store, Write::Audit(vec![entry("1"), entry("2")]))
         .await
         .unwrap();
-    one(&store, Write::Audit(vec![entry("3")])).await.unwrap();
+    one(store, Write::Audit(vec![entry("3")])).await.unwrap();
     let lines = store.audit(0, 9).await.unwrap();
     let mut hash = String::new();
     for line in &lines {
@@ -222,10 +240,7 @@ async fn the_audit_log_is_a_chain_and_its_end_is_vouched_for() {
     assert_eq!((head.id, head.hash, head.vouched), (3, hash, true));
 }
 
-#[tokio::test]
-async fn contacts_are_kept_without_a_revision() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path()).await;
+async fn contacts_are_kept_without_a_revision(store: &dyn Store) {
     let at = |second| Some(Timestamp::from_second(second).unwrap());
     let heard = |agent, daemon| {
         Write::Heard(Contact {
