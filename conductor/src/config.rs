@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ferrite_proto::secret::Secret;
 use serde::Deserialize;
 
 use crate::lifecycle::record::Limits;
@@ -25,6 +26,8 @@ pub(crate) struct Config {
     pub(crate) url: String,
     /// Names in the certificate.
     pub(crate) names: Vec<String>,
+    /// Where it is kept.
+    pub(crate) store: StoreConfig,
     /// Logs.
     pub(crate) log: LogConfig,
     /// How machines reach the ramdisk; absent without artifacts.
@@ -39,6 +42,35 @@ pub(crate) struct Config {
     pub(crate) seeing: SeeingConfig,
     /// All of it as it was written, defaults included.
     pub(crate) written: serde_json::Value,
+}
+
+/// The database, and the key of what is secret in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StoreConfig {
+    /// A server that several conductors share; else a file in the state folder.
+    pub(crate) url: Option<Secret<String>>,
+    /// Where the server's password is, when the URL has none.
+    pub(crate) password_file: Option<PathBuf>,
+    /// Where the key comes from.
+    pub(crate) key: KeySource,
+}
+
+/// Where the key of the secrets comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum KeySource {
+    /// A file; made at the first start, unless others must have the same.
+    File(PathBuf),
+    /// What a program prints: 32 bytes, raw or in hex.
+    Command(Vec<String>),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawStore {
+    url: Option<Secret<String>>,
+    password_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
+    key_command: Option<Vec<String>>,
 }
 
 /// Logs.
@@ -68,6 +100,7 @@ struct Raw {
     listen: SocketAddr,
     url: Option<String>,
     names: Vec<String>,
+    store: RawStore,
     log: LogConfig,
     netboot: RawNetboot,
     lifecycle: RawLifecycle,
@@ -219,11 +252,47 @@ impl Raw {
                 self.lifecycle.check_in_seconds,
                 1,
             )?,
+            store: self.store.check(&self.state_dir)?,
             state_dir: self.state_dir,
             listen: self.listen,
             url,
             names,
             log: self.log,
+        })
+    }
+}
+
+impl RawStore {
+    fn check(self, state_dir: &Path) -> Result<StoreConfig, ConfigError> {
+        if let Some(url) = &self.url {
+            let scheme = url.expose().split("://").next().unwrap_or_default();
+            if !matches!(scheme, "postgres" | "postgresql") {
+                let what = "is not postgres://user@host/database; leave it out for SQLite";
+                return Err(key("store.url", what));
+            }
+        }
+        // systemd puts what `LoadCredential=` names here, for this service alone.
+        let credential = std::env::var_os("CREDENTIALS_DIRECTORY")
+            .map(|dir| PathBuf::from(dir).join("secrets.key"))
+            .filter(|path| path.exists());
+        let own = || credential.unwrap_or_else(|| state_dir.join("secrets.key"));
+        let key = match (self.key_file, self.key_command) {
+            (Some(_), Some(_)) => {
+                return Err(key(
+                    "store.key_command",
+                    "is not for use with store.key_file",
+                ));
+            }
+            (None, Some(command)) if command.is_empty() => {
+                return Err(key("store.key_command", "names no program"));
+            }
+            (None, Some(command)) => KeySource::Command(command),
+            (file, None) => KeySource::File(file.unwrap_or_else(own)),
+        };
+        Ok(StoreConfig {
+            url: self.url,
+            password_file: self.password_file,
+            key,
         })
     }
 }

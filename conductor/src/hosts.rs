@@ -2,7 +2,7 @@
 //!
 //! Reads come from memory ([`Roll`]), changes go to the store first. Not here: what a change means.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ferrite_proto::api::HostEvent;
 use ferrite_proto::host::{Host, Run};
@@ -20,6 +20,8 @@ use crate::clock;
 use crate::documents::Documents;
 use crate::lifecycle::change::Change;
 use crate::lifecycle::record::{Limits, Observed};
+use crate::ownership::Ownership;
+use crate::replicas;
 pub(crate) use crate::roll::{Changed, Credential, Live};
 use crate::roll::{HOST, Roll};
 use crate::seeing::Seeing;
@@ -40,14 +42,26 @@ pub(crate) struct Hosts {
     roll: Arc<Roll>,
     started: Timestamp,
     seeing: Arc<Seeing>,
+    ownership: Ownership,
+    /// When contacts were last read from the store.
+    contacts_at: Mutex<Timestamp>,
 }
 
 impl Hosts {
     /// Reads every host, and starts the task that writes.
     pub(crate) async fn load(store: Arc<dyn Store>, boots: Arc<Boots>) -> Result<Self, StoreError> {
+        Self::load_as(store, boots, Ownership::default()).await
+    }
+
+    /// The same, alone or as one of several.
+    pub(crate) async fn load_as(
+        store: Arc<dyn Store>,
+        boots: Arc<Boots>,
+        ownership: Ownership,
+    ) -> Result<Self, StoreError> {
         let roll = Arc::new(Roll::new(boots));
         roll.take(store.news(0).await?);
-        roll.take_contacts(store.contacts().await?);
+        roll.take_contacts(store.contacts(Timestamp::UNIX_EPOCH).await?);
         let follower: Arc<Roll> = Arc::clone(&roll);
         let seeing = Arc::<Seeing>::default();
         Ok(Self {
@@ -56,7 +70,14 @@ impl Hosts {
             roll,
             started: clock::now(),
             seeing,
+            ownership,
+            contacts_at: Mutex::new(clock::now()),
         })
+    }
+
+    /// Which hosts are driven here.
+    pub(crate) const fn ownership(&self) -> &Ownership {
+        &self.ownership
     }
 
     /// Looks on at what happens to them.
@@ -221,6 +242,25 @@ impl Hosts {
         &self,
         name: &str,
         actor: &Actor,
+        change: impl FnMut(&mut Change) -> Result<R, Problem>,
+    ) -> Result<(Arc<Stored>, R), Problem> {
+        self.change(name, actor, false, change).await
+    }
+
+    /// The same, as the one who drives the host: refused when that is another by now.
+    pub(crate) async fn update_as_owner<R>(
+        &self,
+        name: &str,
+        change: impl FnMut(&mut Change) -> Result<R, Problem>,
+    ) -> Result<(Arc<Stored>, R), Problem> {
+        self.change(name, &Actor::Conductor, true, change).await
+    }
+
+    async fn change<R>(
+        &self,
+        name: &str,
+        actor: &Actor,
+        as_owner: bool,
         mut change: impl FnMut(&mut Change) -> Result<R, Problem>,
     ) -> Result<(Arc<Stored>, R), Problem> {
         let live = self.live(name).ok_or_else(|| unknown(name))?;
@@ -228,6 +268,7 @@ impl Hosts {
         let mut attempts = 0;
         loop {
             self.be_sure().await?;
+            let fence = self.fence(name, as_owner)?;
             let before = live.stored();
             let mut draft = Change::new(before.record.clone(), before.kept.clone(), clock::now());
             draft.actor = actor.clone();
@@ -241,7 +282,7 @@ impl Hosts {
             let write = Write::Save {
                 host: Box::new(after),
                 before: Arc::clone(&before),
-                fence: None,
+                fence,
                 with,
             };
             match self.writer.write(write).await {
@@ -265,6 +306,7 @@ impl Hosts {
         let live = self.live(name).ok_or_else(|| unknown(name))?;
         let _no_change = live.lock.lock().await;
         self.be_sure().await?;
+        let fence = self.fence(name, *actor == Actor::Conductor)?;
         let host = live.stored();
         let target = (HOST, name, host.record.host.project.as_str());
         let entry = AuditEntry::of(actor, clock::now(), "remove", target, Value::Null);
@@ -272,15 +314,18 @@ impl Hosts {
             audit: vec![entry],
             ..Entries::default()
         };
-        self.write(Write::Remove {
-            host,
-            fence: None,
-            with,
-        })
-        .await?;
+        self.write(Write::Remove { host, fence, with }).await?;
         self.seeing.agent_lines.forget(name);
         tracing::info!(host = name, "host removed");
         Ok(())
+    }
+
+    fn fence(&self, name: &str, as_owner: bool) -> Result<Option<u64>, Problem> {
+        if as_owner {
+            self.ownership.fence(name)
+        } else {
+            Ok(None)
+        }
     }
 
     async fn write(&self, write: Write) -> Result<Revision, Problem> {
@@ -297,9 +342,27 @@ impl Hosts {
 
     /// Takes over what others changed.
     pub(crate) async fn refresh(&self) -> Result<(), Problem> {
-        let news = self.store.news(self.roll.covered()).await;
-        self.roll.take(news.map_err(|e| problem_of(&e))?);
+        self.follow_store().await.map_err(|e| problem_of(&e))
+    }
+
+    /// Takes over what others changed.
+    pub(crate) async fn follow_store(&self) -> Result<(), StoreError> {
+        self.roll.take(self.store.news(self.covered()).await?);
         Ok(())
+    }
+
+    /// Takes over when other replicas heard hosts.
+    pub(crate) async fn follow_contacts(&self) -> Result<(), StoreError> {
+        let (last, now) = (*lock(&self.contacts_at), clock::now());
+        let contacts = self.store.contacts(replicas::lately(last)).await?;
+        self.roll.take_contacts(contacts);
+        *lock(&self.contacts_at) = now;
+        Ok(())
+    }
+
+    /// Everything up to here was read from the store.
+    pub(crate) fn covered(&self) -> Revision {
+        self.roll.covered()
     }
 
     /// The host that a digest belongs to.
@@ -350,6 +413,11 @@ impl Hosts {
     pub(crate) fn follow(&self, name: &str) -> Option<watch::Receiver<u64>> {
         self.live(name).map(|live| live.changed.subscribe())
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A time is replaced whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn shown(live: &Live, stored: &Stored) -> Host {

@@ -18,6 +18,8 @@ mod hosts;
 mod lifecycle;
 mod listen;
 mod netboot;
+mod ownership;
+mod replicas;
 mod roll;
 mod seal;
 mod seeing;

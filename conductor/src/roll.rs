@@ -460,6 +460,13 @@ pub(crate) const HOST: &str = "Host";
 
 impl Follower for Roll {
     fn committed(&self, writes: Vec<Write>, outcomes: &Outcomes) {
+        if let Some((first, last)) = span(&writes, outcomes) {
+            // Nobody else wrote in between: there is nothing to read.
+            let known = Ordering::AcqRel;
+            let _ = self
+                .covered
+                .compare_exchange(first - 1, last, known, Ordering::Acquire);
+        }
         for (write, outcome) in writes.into_iter().zip(outcomes) {
             if let Ok(revision) = outcome {
                 self.follow(write, *revision);
@@ -470,6 +477,22 @@ impl Follower for Roll {
     fn doubtful(&self) {
         self.doubtful.store(true, Ordering::Release);
     }
+}
+
+/// The first and the last revision of writes that took one after the other without a gap.
+fn span(writes: &[Write], outcomes: &Outcomes) -> Option<(Revision, Revision)> {
+    let all = writes.iter().zip(outcomes);
+    let mut numbered = all.filter(|(write, _)| write.is_numbered());
+    let first = *numbered.next()?.1.as_ref().ok()?;
+    let mut last = first;
+    for (at, (_, outcome)) in (1..).zip(numbered) {
+        let Ok(revision) = outcome else { continue };
+        if *revision != first + at {
+            return None;
+        }
+        last = *revision;
+    }
+    Some((first, last))
 }
 
 impl Removed {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 
+use crate::config::KeySource;
 use crate::token;
 
 const NONCE: usize = 24;
@@ -43,6 +44,14 @@ pub(crate) enum SealError {
     KeyLength {
         /// The file.
         path: PathBuf,
+    },
+    /// The program that gives the key.
+    #[error("{program} gave no key for the secrets: {why}")]
+    Command {
+        /// Which.
+        program: String,
+        /// Why.
+        why: String,
     },
     /// The key fits no secret of this host.
     #[error("the secrets of {owner} cannot be opened: sealed under another key, or damaged")]
@@ -81,6 +90,63 @@ impl Sealer {
             path: path.to_owned(),
         })?;
         Ok(Self { cipher })
+    }
+
+    /// The key that a source gives. A file is made at the first start, if that is allowed.
+    pub(crate) fn from_source(source: &KeySource, may_create: bool) -> Result<Self, SealError> {
+        match source {
+            KeySource::File(path) if may_create => Self::load_or_create(path),
+            KeySource::File(path) => Self::load(path),
+            KeySource::Command(command) => Self::ask(command),
+        }
+    }
+
+    /// Reads the key.
+    pub(crate) fn load(path: &Path) -> Result<Self, SealError> {
+        let key = std::fs::read(path).map_err(|source| SealError::KeyFile {
+            verb: "read",
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::of_bytes(&key).ok_or_else(|| SealError::KeyLength {
+            path: path.to_owned(),
+        })
+    }
+
+    /// Asks a program for the key.
+    fn ask(command: &[String]) -> Result<Self, SealError> {
+        let failed = |why: String| SealError::Command {
+            program: command.first().cloned().unwrap_or_default(),
+            why,
+        };
+        let (program, arguments) = command
+            .split_first()
+            .ok_or_else(|| failed("it has no name".to_owned()))?;
+        let output = std::process::Command::new(program)
+            .args(arguments)
+            .stdin(std::process::Stdio::null())
+            .output()
+            .map_err(|error| failed(error.to_string()))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(failed(format!("{}: {}", output.status, said.trim())));
+        }
+        Self::of_bytes(&output.stdout)
+            .ok_or_else(|| failed("it did not print 32 bytes, raw or in hex".to_owned()))
+    }
+
+    /// 32 bytes, as they are or in hex.
+    fn of_bytes(bytes: &[u8]) -> Option<Self> {
+        let key = if bytes.len() == 32 {
+            bytes.to_vec()
+        } else {
+            let text = std::str::from_utf8(bytes).ok()?.trim();
+            let digits = |at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
+            let parsed: Option<Vec<u8>> = (0..text.len()).step_by(2).map(digits).collect();
+            parsed.filter(|key| key.len() == 32)?
+        };
+        let cipher = XChaCha20Poly1305::new_from_slice(&key).ok()?;
+        Some(Self { cipher })
     }
 
     /// Seals for an owner; it opens for the same owner only.

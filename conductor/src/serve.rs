@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ferrite_proto::problem::Code;
+use sqlx::PgPool;
+use sqlx::postgres::PgConnectOptions;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -19,11 +21,15 @@ use crate::lifecycle::driver::Driver;
 use crate::lifecycle::execute::{IsoUrl, World};
 use crate::lifecycle::order::Reach;
 use crate::netboot::Netboot;
+use crate::ownership::Ownership;
+use crate::replicas::{self, Replica};
 use crate::seal::Sealer;
 use crate::seeing::gather::Place;
 use crate::seeing::logs::OwnLines;
 use crate::seeing::outlets;
 use crate::store::database::Database;
+use crate::store::leases::InDatabase;
+use crate::store::sql::Pool;
 use crate::{bmc, listen, netboot, tls, token};
 
 /// Between looks at the certificate.
@@ -62,6 +68,7 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     // Before anything is done to any host: a start that fails must have done nothing.
     let listener = listen_on(config.listen)?;
     listen::raise_file_limit(CONNECTIONS + netboot::CONNECTIONS);
+    let (store, ownership) = open_store(&config).await?;
     let identity = tls::load_or_create(&dir.join("tls"), &config.names)?;
     let admin_sha256 = client_files(&config, &identity.ca_pem)?;
     let reach = Reach {
@@ -70,9 +77,9 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     };
     let (boots, sightings) = Boots::new(reach.clone());
     let boots = Arc::new(boots);
-    let sealer = Sealer::load_or_create(&dir.join("secrets.key"))?;
-    let store = Database::sqlite(&dir.join("ferrite.db"), sealer).await?;
-    let hosts = Arc::new(Hosts::load(Arc::new(store), Arc::clone(&boots)).await?);
+    let several = store.pool().as_postgres().cloned();
+    let hosts = Hosts::load_as(Arc::new(store), Arc::clone(&boots), ownership).await?;
+    let hosts = Arc::new(hosts);
     hosts.seeing().own_lines_are_in(own_lines);
     hosts.seeing().place_is(Place {
         config: config.written.clone(),
@@ -89,6 +96,7 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
         connect: connect_bmcs(),
     });
     let driver = Arc::new(Driver::start(Arc::clone(&world), stop.clone()));
+    let replicas = several.map(|pool| start_replica(pool, &hosts, &driver, &stop));
     let seen = tokio::spawn(note_sightings(Arc::clone(&hosts), sightings, stop.clone()));
     let app = Arc::new(App {
         hosts,
@@ -102,6 +110,9 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     });
     let served = serve_https(&config, listener, identity, app, stop.clone()).await;
     stop.cancel();
+    if let Some(replicas) = replicas {
+        replicas.await.context("leaving the other replicas")?;
+    }
     driver.join().await;
     seen.await.context("noting what netboot saw")?;
     outlets.join_all().await;
@@ -110,6 +121,54 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     }
     tracing::info!("stopped");
     served
+}
+
+/// The database: a file, or a server that others use, too.
+async fn open_store(config: &Config) -> anyhow::Result<(Database, Ownership)> {
+    let dir = &config.state_dir;
+    let Some(url) = &config.store.url else {
+        let sealer = Sealer::from_source(&config.store.key, true)?;
+        let store = Database::sqlite(&dir.join("ferrite.db"), sealer).await?;
+        return Ok((store, Ownership::default()));
+    };
+    // Another key than the other replicas' would be of no use.
+    let sealer = Sealer::from_source(&config.store.key, false)?;
+    let mut options: PgConnectOptions = url
+        .expose()
+        .parse()
+        .map_err(|_| anyhow::anyhow!("store.url is no URL of a PostgreSQL database"))?;
+    if let Some(path) = &config.store.password_file {
+        let password =
+            std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        options = options.password(password.trim_end());
+    }
+    let store = Database::postgres(options, sealer).await?;
+    if !replicas::shares_files(&store).await? {
+        tls::load_or_create(&dir.join("tls"), &config.names)?;
+        admin_token(&dir.join("admin.token"))?;
+    }
+    let files = ["tls/ca.pem", "tls/ca.key", "admin.token"];
+    replicas::share_files(&store, dir, &files).await?;
+    Ok((store, Ownership::shared()))
+}
+
+fn start_replica(
+    pool: PgPool,
+    hosts: &Arc<Hosts>,
+    driver: &Arc<Driver>,
+    stop: &CancellationToken,
+) -> tokio::task::JoinHandle<()> {
+    let replica = Replica {
+        id: uuid::Uuid::new_v4().to_string(),
+        leases: Arc::new(InDatabase(Pool::Postgres(pool.clone()))),
+        hosts: Arc::clone(hosts),
+        driver: Arc::clone(driver),
+    };
+    let following = replicas::follow(Arc::clone(hosts), pool, stop.clone());
+    let leading = replica.run(stop.clone());
+    tokio::spawn(async move {
+        tokio::join!(following, leading);
+    })
 }
 
 fn make_state_dir(dir: &Path) -> anyhow::Result<()> {
@@ -144,17 +203,23 @@ fn listen_on(at: std::net::SocketAddr) -> anyhow::Result<std::net::TcpListener> 
     Ok(listener)
 }
 
+/// The operators' token; made at the first start.
+fn admin_token(path: &Path) -> anyhow::Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let line = format!("{}\n", token::random().expose());
+    token::write_private(path, line.as_bytes())
+        .with_context(|| format!("writing {}", path.display()))
+}
+
 /// Token, CA and `client.toml` for people; made at the first start. Gives the token's digest.
 fn client_files(config: &Config, ca_pem: &str) -> anyhow::Result<String> {
     let dir = &config.state_dir;
     let (token_file, ca_file) = (dir.join("admin.token"), dir.join("ca.pem"));
     let client_file = dir.join("client.toml");
     let writing = |path: &Path| format!("writing {}", path.display());
-    if !token_file.exists() {
-        let token = token::random();
-        let line = format!("{}\n", token.expose());
-        token::write_private(&token_file, line.as_bytes()).with_context(|| writing(&token_file))?;
-    }
+    admin_token(&token_file)?;
     token::write_private(&ca_file, ca_pem.as_bytes()).with_context(|| writing(&ca_file))?;
     let first = !client_file.exists();
     let client = crate::cli::client::ClientFile {

@@ -1,9 +1,10 @@
 //! Goes round for every host: decide, act, wait for something to happen. One task a host.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ferrite_proto::problem::Problem;
+use ferrite_proto::problem::{Code, Problem};
 use jiff::Timestamp;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -11,7 +12,6 @@ use tokio_util::sync::CancellationToken;
 use super::change::Change;
 use super::execute::{self, BmcClient, World};
 use super::plan::{Action, Decision, plan};
-use crate::actor::Actor;
 use crate::clock;
 use crate::crash::{self, Moment, Work};
 use crate::store::Stored;
@@ -29,48 +29,113 @@ const LONGEST_WAIT: Duration = Duration::from_mins(1);
 #[derive(Debug)]
 pub(crate) struct Driver {
     world: Arc<World>,
-    tasks: std::sync::Mutex<JoinSet<()>>,
+    tasks: Mutex<Tasks>,
     stop: CancellationToken,
 }
 
+#[derive(Debug, Default)]
+struct Tasks {
+    all: JoinSet<()>,
+    driven: BTreeMap<String, Reins>,
+}
+
+/// Ends one host's task.
+#[derive(Debug, Clone)]
+struct Reins {
+    stop: CancellationToken,
+    ended: CancellationToken,
+}
+
 impl Driver {
-    /// Begins with every host that is known.
+    /// Begins with every host that is known; as one of several, with none until it is held.
     pub(crate) fn start(world: Arc<World>, stop: CancellationToken) -> Self {
         let names = world.hosts.names();
         let driver = Self {
             world,
-            tasks: std::sync::Mutex::default(),
+            tasks: Mutex::default(),
             stop,
         };
-        for name in names {
-            driver.drive(name);
+        if !driver.world.hosts.ownership().is_shared() {
+            driver.only(names);
         }
         driver
     }
 
-    /// Begins with a host.
+    fn tasks(&self) -> MutexGuard<'_, Tasks> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins with a new host, here or wherever it comes to be held.
     pub(crate) fn drive(&self, name: String) {
-        let mut tasks = self
-            .tasks
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        while tasks.try_join_next().is_some() {}
-        tasks.spawn(keep_driving(
-            Arc::clone(&self.world),
-            name,
-            self.stop.clone(),
-        ));
+        if self.world.hosts.ownership().is_shared() {
+            self.world.hosts.ownership().wake();
+        } else {
+            self.begin(&mut self.tasks(), name);
+        }
+    }
+
+    /// Drives these hosts from here on, and no others.
+    pub(crate) fn only(&self, names: Vec<String>) {
+        let mut tasks = self.tasks();
+        for (name, reins) in &tasks.driven {
+            if names.binary_search(name).is_err() {
+                reins.stop.cancel();
+            }
+        }
+        for name in names {
+            self.begin(&mut tasks, name);
+        }
+    }
+
+    fn begin(&self, tasks: &mut Tasks, name: String) {
+        while tasks.all.try_join_next().is_some() {}
+        tasks.driven.retain(|_, reins| !reins.ended.is_cancelled());
+        if tasks
+            .driven
+            .get(&name)
+            .is_some_and(|reins| !reins.stop.is_cancelled())
+        {
+            return;
+        }
+        let reins = Reins {
+            stop: self.stop.child_token(),
+            ended: CancellationToken::new(),
+        };
+        tasks.driven.insert(name.clone(), reins.clone());
+        let world = Arc::clone(&self.world);
+        tasks.all.spawn(async move {
+            let _ended = reins.ended.drop_guard();
+            keep_driving(world, name, reins.stop).await;
+        });
+    }
+
+    /// Whether a host is driven here.
+    pub(crate) fn drives(&self, name: &str) -> bool {
+        let tasks = self.tasks();
+        let reins = tasks.driven.get(name);
+        reins.is_some_and(|reins| !reins.stop.is_cancelled() && !reins.ended.is_cancelled())
+    }
+
+    /// Ends a host's task, after its present action.
+    pub(crate) async fn stop_driving(&self, name: &str) {
+        let reins = self.tasks().driven.get(name).cloned();
+        if let Some(reins) = reins {
+            reins.stop.cancel();
+            reins.ended.cancelled().await;
+        }
+    }
+
+    /// Ends every task.
+    pub(crate) fn stop_all(&self) {
+        for reins in self.tasks().driven.values() {
+            reins.stop.cancel();
+        }
     }
 
     /// Waits for every task; they end once they are told to stop, each after its present action.
     pub(crate) async fn join(&self) {
-        let mut tasks = std::mem::take(
-            &mut *self
-                .tasks
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner),
-        );
-        while tasks.join_next().await.is_some() {}
+        let mut tasks = std::mem::take(&mut *self.tasks());
+        while tasks.all.join_next().await.is_some() {}
     }
 }
 
@@ -128,6 +193,10 @@ impl HostTask {
                     PAUSE
                 }
                 Ok(Turn::Wait(until)) => until.map_or(LONGEST_WAIT, time_to),
+                Err(problem) if problem.code == Code::NotOwner => {
+                    tracing::info!(host = %self.name, "another replica drives it now");
+                    return;
+                }
                 Err(problem) => {
                     tracing::error!(host = %self.name, %problem, "cannot go on; trying again");
                     STORE_PAUSE
@@ -147,9 +216,7 @@ impl HostTask {
         let world = Arc::clone(&self.world);
         let decided = world
             .hosts
-            .update(&self.name, &Actor::Conductor, |change| {
-                Ok(decide(change, &world))
-            })
+            .update_as_owner(&self.name, |change| Ok(decide(change, &world)))
             .await;
         let (stored, next) = match decided {
             Ok(decided) => decided,

@@ -139,7 +139,7 @@ pub(crate) async fn outside(
     let limits = &world.limits;
     let noted = world
         .hosts
-        .update(name, &Actor::Conductor, |change| {
+        .update_as_owner(name, |change| {
             match &effect {
                 Ok(told) => note(change, action, told, asked, limits),
                 Err(problem) => change.fail(problem.clone(), limits),

@@ -16,7 +16,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use super::commit::{Batch, head_owner};
 use super::sql::{Pool, Row, Value};
 use super::{
-    AuditHead, AuditLine, Contact, LogLine, News, Outcomes, Revision, Store, StoreError,
+    AuditHead, AuditLine, Contact, Document, LogLine, News, Outcomes, Revision, Store, StoreError,
     StoreFuture, Write, rows, upgrade,
 };
 use crate::seal::Sealer;
@@ -134,6 +134,19 @@ impl Database {
         Ok(news)
     }
 
+    /// One document, expired or not.
+    pub(crate) async fn document(
+        &self,
+        kind: &str,
+        name: &str,
+    ) -> Result<Option<Document>, StoreError> {
+        let sql = "SELECT kind, name, project, revision, created, expires, body, sealed \
+                   FROM documents WHERE kind = $1 AND name = $2";
+        let read = |row: &mut Row| rows::document(row, &self.sealer);
+        let found = self.read(sql, vec![kind.into(), name.into()], read).await?;
+        Ok(found.into_iter().next())
+    }
+
     async fn audit_head(&self) -> Result<Option<AuditHead>, StoreError> {
         let sql = "SELECT id, hash, mac FROM audit_head";
         let rows = self.pool.rows(sql, Vec::new()).await?;
@@ -188,9 +201,10 @@ impl Store for Database {
         Box::pin(self.news(after))
     }
 
-    fn contacts(&self) -> StoreFuture<'_, Vec<Contact>> {
-        let sql = "SELECT uid, agent_seen, daemon_seen FROM contacts";
-        Box::pin(self.read(sql, Vec::new(), rows::contact))
+    fn contacts(&self, after: Timestamp) -> StoreFuture<'_, Vec<Contact>> {
+        let sql = "SELECT uid, agent_seen, daemon_seen FROM contacts \
+                   WHERE agent_seen > $1 OR daemon_seen > $1";
+        Box::pin(self.read(sql, vec![after.as_microsecond().into()], rows::contact))
     }
 
     fn events<'a>(&'a self, host: &'a str, limit: u32) -> StoreFuture<'a, Vec<HostEvent>> {

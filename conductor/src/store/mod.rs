@@ -247,8 +247,8 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     ) -> Pin<Box<dyn Future<Output = Outcomes> + Send + 'a>>;
     /// What changed after a revision; everything after 0.
     fn news(&self, after: Revision) -> StoreFuture<'_, News>;
-    /// When each host was last heard.
-    fn contacts(&self) -> StoreFuture<'_, Vec<Contact>>;
+    /// When each host was last heard, of those that were heard after a time.
+    fn contacts(&self, after: Timestamp) -> StoreFuture<'_, Vec<Contact>>;
     /// The last lines of a host's log, newest last.
     fn events<'a>(&'a self, host: &'a str, limit: u32) -> StoreFuture<'a, Vec<HostEvent>>;
     /// Lines of all hosts' logs after a place, oldest first.

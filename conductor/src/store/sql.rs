@@ -181,6 +181,14 @@ macro_rules! bound {
 }
 
 impl Pool {
+    /// The server's, if it is one.
+    pub(crate) const fn as_postgres(&self) -> Option<&PgPool> {
+        match self {
+            Self::Sqlite(_) => None,
+            Self::Postgres(pool) => Some(pool),
+        }
+    }
+
     /// A transaction that writes. `SQLite`'s takes the lock at once: it waits instead of failing.
     pub(crate) async fn begin(&self) -> Result<Session, sqlx::Error> {
         Ok(match self {

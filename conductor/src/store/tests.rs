@@ -257,6 +257,9 @@ async fn contacts_are_kept_without_a_revision(store: &dyn Store) {
         agent: at(3),
         daemon: at(2),
     };
-    assert_eq!(store.contacts().await.unwrap(), [wanted]);
+    assert_eq!(
+        store.contacts(Timestamp::UNIX_EPOCH).await.unwrap(),
+        [wanted]
+    );
     assert_eq!(store.news(0).await.unwrap().revision, 0);
 }
