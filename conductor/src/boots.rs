@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::clock;
 use crate::guard::{self, Guard};
 use crate::lifecycle::order::Reach;
-use crate::lifecycle::record::BootPhase;
+use crate::lifecycle::record::{BootFlavour, BootPhase};
 use crate::netboot::{BootAnswer, BootDirectory, Flavour, NetbootEvent, Requester};
 use crate::store::Stored;
 use crate::token;
@@ -51,6 +51,8 @@ struct Entry {
     /// Present while it may boot the ramdisk.
     ticket: Option<(Secret<String>, Timestamp)>,
     iso_token: Option<Secret<String>>,
+    /// Which ramdisk it boots.
+    flavour: Flavour,
     /// The power is on its way: what is read now is read by the machine.
     powered: bool,
     bytes: u64,
@@ -92,6 +94,10 @@ impl Boots {
         entry.powered =
             armed.is_some_and(|boot| matches!(boot.phase, BootPhase::PowerAsked { .. }));
         entry.iso_token.clone_from(&kept.iso_token);
+        entry.flavour = match run.boot.as_ref().map(|boot| boot.flavour) {
+            Some(BootFlavour::Rescue) => Flavour::Rescue,
+            Some(BootFlavour::Ordinary) | None => Flavour::Ordinary,
+        };
         entry.ticket = ticket;
     }
 
@@ -145,7 +151,7 @@ impl BootDirectory for Boots {
         };
         match &entry.ticket {
             Some((ticket, until)) if *until > clock::now() => {
-                BootAnswer::Ramdisk(Flavour::Ordinary, self.parameters(ticket))
+                BootAnswer::Ramdisk(entry.flavour, self.parameters(ticket))
             }
             Some(_) | None => BootAnswer::OwnDisk,
         }
@@ -161,7 +167,7 @@ impl BootDirectory for Boots {
         // The BMC may read on after the ticket was used; the words then open nothing any more.
         let ticket = entry.ticket.as_ref().map(|(ticket, _)| ticket.clone());
         let ticket = ticket.unwrap_or_else(|| Secret::new("x".repeat(43)));
-        Some((Flavour::Ordinary, self.parameters(&ticket)))
+        Some((entry.flavour, self.parameters(&ticket)))
     }
 
     fn note(&self, event: NetbootEvent) {

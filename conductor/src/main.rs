@@ -12,6 +12,7 @@ mod clock;
 mod cloud_init;
 mod config;
 mod crash;
+mod crypt;
 mod documents;
 mod guard;
 mod hosts;

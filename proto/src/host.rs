@@ -13,6 +13,7 @@ use crate::hints::{RootDeviceDefault, RootDeviceHints};
 use crate::image::ImageRef;
 use crate::inventory::BootMode;
 use crate::mac::Mac;
+use crate::operation::{Approval, Hold, Operation, Plan, Turn};
 use crate::problem::Problem;
 use crate::resource::{ApiVersion, DEFAULT_PROJECT, Metadata, ResourceVersion};
 use crate::secret::Secret;
@@ -193,6 +194,86 @@ pub struct HostSpec {
     /// How the deployed OS is started.
     #[serde(default)]
     pub boot_method: BootMethod,
+    /// Somebody else provisioned it: its BMC is watched, no ramdisk is ever booted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub externally_provisioned: bool,
+    /// Hands off: neither BMC nor boot. Such a host can be deleted without touching its power.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub detached: bool,
+    /// Nothing is done until this is cleared.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
+    /// Neither deprovisioned nor deleted, erased or provisioned anew.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub protected: bool,
+    /// Nothing is begun; what is under way ends at the end of its step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<Hold>,
+    /// It is cleaned once it is deprovisioned, and not provisioned any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retired: Option<Hold>,
+    /// −1000 to 1000. Each point counts as a minute of waiting for its turn.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
+    /// Who lets a destructive plan go.
+    #[serde(default, skip_serializing_if = "is_automatic")]
+    pub approval: Approval,
+    /// Its group, of which the configuration says how much is done at once.
+    #[serde(default = "default_group", skip_serializing_if = "is_default_group")]
+    pub group: String,
+}
+
+/// The group of a host that names none.
+pub const DEFAULT_GROUP: &str = "default";
+
+fn default_group() -> String {
+    DEFAULT_GROUP.to_owned()
+}
+
+fn is_default_group(group: &String) -> bool {
+    group == DEFAULT_GROUP
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands out references"
+)]
+const fn is_zero(number: &i32) -> bool {
+    *number == 0
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands out references"
+)]
+const fn is_automatic(approval: &Approval) -> bool {
+    matches!(approval, Approval::Automatic)
+}
+
+impl HostSpec {
+    /// A host behind this BMC, of which nothing else is said.
+    pub fn new(bmc: BmcSpec) -> Self {
+        Self {
+            bmc,
+            boot_mac: None,
+            boot_via: BootVia::default(),
+            boot_mode: BootMode::default(),
+            root_device_hints: RootDeviceHints::default(),
+            root_device_default: RootDeviceDefault::default(),
+            automated_cleaning: AutomatedCleaning::default(),
+            image: None,
+            boot_method: BootMethod::default(),
+            externally_provisioned: false,
+            detached: false,
+            paused: false,
+            protected: false,
+            maintenance: None,
+            retired: None,
+            priority: 0,
+            approval: Approval::default(),
+            group: default_group(),
+        }
+    }
 }
 
 /// Where a BMC is.
@@ -337,6 +418,15 @@ pub struct HostStatus {
     /// The step that runs.
     #[serde(default)]
     pub step: Option<RunningStep>,
+    /// What is done beside the state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<Operation>,
+    /// Something destructive that waits for approval, or was approved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Plan>,
+    /// Its turn among the hosts of its group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turn: Option<Turn>,
     /// What went wrong in this state, until it is over.
     #[serde(default)]
     pub error: Option<HostError>,

@@ -20,6 +20,7 @@ pub mod mac;
 pub mod merge;
 #[cfg(feature = "openapi")]
 mod openapi;
+pub mod operation;
 pub mod problem;
 pub mod resource;
 pub mod secret;

@@ -136,6 +136,12 @@ codes! {
     StoreUnavailable = "store-unavailable", Retry;
     /// The request does not fit the host's present state or version.
     Conflict = "conflict", Operator;
+    /// A person aborted it.
+    Aborted = "aborted", Operator;
+    /// The host is protected.
+    Protected = "protected", Operator;
+    /// The plan that was approved is not the one that waits.
+    PlanChanged = "plan-changed", Operator;
     /// Something that should not happen.
     Internal = "internal", Bug;
 }

@@ -84,11 +84,12 @@ pub const CONFIG_DRIVE_DAEMON: &str = "ferrite/daemon.json";
 pub const CONFIG_DRIVE_LABEL: &str = "config-2";
 
 /// How a disk is erased.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum EraseMethod {
     /// Partition tables and signatures: the first and last MiB of the disk and its partitions.
+    #[default]
     Metadata,
 }
 

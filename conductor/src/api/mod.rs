@@ -7,6 +7,7 @@ mod access_tests;
 pub(crate) mod agent;
 pub(crate) mod daemon;
 pub(crate) mod openapi;
+mod operations;
 pub(crate) mod operator;
 #[cfg(test)]
 mod resource_tests;
@@ -84,6 +85,12 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/hosts/{name}/provision", post(operator::provision))
         .route("/v1/hosts/{name}/deprovision", post(operator::deprovision))
         .route("/v1/hosts/{name}/retry", post(operator::retry))
+        .route("/v1/hosts/{name}/clean", post(operations::clean))
+        .route("/v1/hosts/{name}/service", post(operations::service))
+        .route("/v1/hosts/{name}/rescue", post(operations::rescue))
+        .route("/v1/hosts/{name}/unrescue", post(operations::unrescue))
+        .route("/v1/hosts/{name}/abort", post(operations::abort))
+        .route("/v1/hosts/{name}/approve", post(operations::approve))
         .route("/v1/hosts/{name}/explain", get(operator::explain))
         .route("/v1/hosts/{name}/events", get(operator::events))
         .route("/v1/hosts/{name}/inventory", get(operator::inventory))
@@ -198,7 +205,11 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = match self.0.code {
             Code::HostNotFound | Code::NotFound => StatusCode::NOT_FOUND,
-            Code::HostExists | Code::AlreadyExists | Code::Conflict => StatusCode::CONFLICT,
+            Code::HostExists
+            | Code::AlreadyExists
+            | Code::Conflict
+            | Code::Protected
+            | Code::PlanChanged => StatusCode::CONFLICT,
             Code::RequestInvalid => StatusCode::UNPROCESSABLE_ENTITY,
             Code::Unauthorized => StatusCode::UNAUTHORIZED,
             Code::AgentTicketRefused | Code::Forbidden => StatusCode::FORBIDDEN,

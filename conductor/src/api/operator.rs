@@ -268,10 +268,9 @@ pub(crate) async fn delete(
     Path(name): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let actor = actor();
-    let changed = app.hosts.update(&name, &actor, |change| {
-        change.delete();
-        Ok(())
-    });
+    let changed = app
+        .hosts
+        .update(&name, &actor, crate::lifecycle::change::Change::delete);
     changed.await?;
     crash::point(Work::Delete, Moment::After);
     Ok(StatusCode::ACCEPTED)

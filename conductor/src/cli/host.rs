@@ -140,21 +140,12 @@ async fn follow(
 async fn add(client: &Client, add: Add, output: Output) -> anyhow::Result<ExitCode> {
     let mut secrets = add.data.read()?;
     secrets.bmc_password = Some(read_password(&add.password_file)?);
-    let mut spec = HostSpec {
-        bmc: BmcSpec {
-            address: add.bmc,
-            username: add.username,
-            insecure_tls: false,
-        },
-        boot_mac: None,
-        boot_via: ferrite_proto::host::BootVia::default(),
-        boot_mode: ferrite_proto::inventory::BootMode::default(),
-        root_device_hints: RootDeviceHints::default(),
-        root_device_default: ferrite_proto::hints::RootDeviceDefault::default(),
-        automated_cleaning: ferrite_proto::host::AutomatedCleaning::default(),
-        image: add.image.image()?,
-        boot_method: ferrite_proto::step::BootMethod::default(),
-    };
+    let mut spec = HostSpec::new(BmcSpec {
+        address: add.bmc,
+        username: add.username,
+        insecure_tls: false,
+    });
+    spec.image = add.image.image()?;
     add.common.apply(&mut spec)?;
     let manifest = HostManifest::new(add.name, spec, secrets);
     let host: Host = client.send(Method::POST, "/v1/hosts", &manifest).await?;

@@ -15,7 +15,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::record::{
-    BootPhase, DaemonAccess, Deployment, HelloFacts, Kept, Limits, RamdiskBoot, Record, Session,
+    BootFlavour, BootPhase, DaemonAccess, Deployment, HelloFacts, Kept, Limits, RamdiskBoot,
+    Record, Session,
 };
 use super::{Kind, StepName, Workflow, state, timeline};
 use crate::actor::Actor;
@@ -168,18 +169,23 @@ impl Change {
         status.step = None;
         status.observed_generation = self.record.host.generation;
         run.workflow = None;
+        run.abort = None;
+        self.forget_operation();
         match to {
             HostState::Deprovisioning if guard::stands(Guard::DaemonOfThePastIsMute) => {
                 self.close_daemon_access();
             }
             HostState::Provisioned => self.note_cloud_init(),
+            HostState::ExternallyProvisioned => {
+                self.drop_agent("the host is somebody else's");
+                self.record.run.clean = false;
+            }
             HostState::Registering
             | HostState::Inspecting
             | HostState::Preparing
             | HostState::Available
             | HostState::Provisioning
             | HostState::Deprovisioning
-            | HostState::ExternallyProvisioned
             | HostState::Deleting => {}
         }
     }
@@ -188,6 +194,7 @@ impl Change {
     fn close_daemon_access(&mut self) {
         self.record.run.daemon = None;
         self.record.run.deployment = None;
+        self.record.run.boot_before = None;
         self.record.host.status.daemon = None;
         self.record.host.status.booted_by = None;
         self.kept.credential = None;
@@ -317,6 +324,7 @@ impl Change {
             armed_at: self.now,
             expires_at: self.now + limits.boot + slack,
             phase: BootPhase::Armed,
+            flavour: self.record.wanted_flavour(),
             used: false,
             seen: None,
         });
@@ -336,6 +344,7 @@ impl Change {
         self.boot_phase(BootPhase::PowerAsked { at: self.now });
         let now = self.now;
         self.record.run.power_asked_at = Some(now);
+        self.started_from_disk();
         self.stages().past("power-on", asked, now, None, None);
         self.stages().open("firmware", now);
         self.event("power", "the BMC took the request to switch on");
@@ -364,9 +373,14 @@ impl Change {
             &facts.kernel,
         );
         self.interrupt_order();
+        if self.record.operation().is_some() {
+            self.forget_daemon();
+        }
         let run = &mut self.record.run;
+        let mut flavour = BootFlavour::default();
         if let Some(boot) = &mut run.boot {
             boot.used = true;
+            flavour = boot.flavour;
         }
         run.session = Some(Session {
             ticket_sha256: facts.ticket_sha256,
@@ -376,6 +390,7 @@ impl Change {
             polled: false,
             leaving: false,
             last_sequence: 0,
+            flavour,
         });
         self.kept.agent_token = Some(token);
         self.record.host.status.power = Some(Power::On);
@@ -388,6 +403,8 @@ impl Change {
             memory_bytes: facts.memory_bytes,
         });
         self.clear_error_of(|code| matches!(code, Code::AgentSilent | Code::AgentLost));
+        // Whatever the BMC did not say meanwhile, the host is on.
+        self.bmc_obeyed();
         self.event("agent", "the ramdisk said hello");
     }
 
@@ -478,7 +495,9 @@ impl Change {
 
     /// The steps of the state begin.
     pub(crate) fn begin_steps(&mut self, kind: Kind) {
-        self.record.run.workflow = Some(Workflow::new(kind));
+        let mut steps = self.record.run.chosen.clone();
+        steps.extend_from_slice(kind.steps());
+        self.record.run.workflow = Some(Workflow::of(kind, &steps));
     }
 
     /// The current step gets an order, which has a number that never was.
@@ -507,7 +526,8 @@ impl Change {
             | StepName::SetBootEntry
             | StepName::ReleaseBoot
             | StepName::Boot
-            | StepName::AwaitOs => {}
+            | StepName::AwaitOs
+            | StepName::Rescue => {}
         }
         self.record.host.status.step = Some(ferrite_proto::host::RunningStep {
             order: number,
@@ -551,7 +571,7 @@ impl Change {
         self.own_step_done(StepName::AwaitOs);
     }
 
-    fn own_step_done(&mut self, name: StepName) {
+    pub(super) fn own_step_done(&mut self, name: StepName) {
         let now = self.now;
         if let Some(flow) = &mut self.record.run.workflow
             && flow.current().is_some_and(|step| step.name == name)
@@ -564,6 +584,7 @@ impl Change {
     pub(crate) fn retry(&mut self) {
         self.clear_error();
         self.record.run.agent_losses = 0;
+        self.record.run.abort = None;
         let now = self.now;
         if let Some(deployment) = &mut self.record.run.deployment
             && deployment.booting_at.is_some()

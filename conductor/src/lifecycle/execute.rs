@@ -94,6 +94,11 @@ pub(crate) fn in_place(change: &mut Change, action: Action, world: &World) -> bo
         Action::Cancel => change.cancel(),
         Action::ForgetAgent => change.drop_agent("it went away while the host was available"),
         Action::OsIsUp => change.os_is_up(),
+        Action::Admit(work) => change.admit(work),
+        Action::Yield => change.yield_turn(),
+        Action::Propose(step) => change.propose(step),
+        Action::Rest => change.rest(limits),
+        Action::EndOperation => change.end_operation(),
         Action::Identify
         | Action::ReadPower
         | Action::InsertMedia
@@ -205,6 +210,11 @@ async fn act(
         | Action::Cancel
         | Action::ForgetAgent
         | Action::OsIsUp
+        | Action::Admit(_)
+        | Action::Yield
+        | Action::Propose(_)
+        | Action::Rest
+        | Action::EndOperation
         | Action::Remove => {}
     }
     Ok(NOTHING)

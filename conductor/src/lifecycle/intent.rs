@@ -69,6 +69,9 @@ const fn new_status(now: Timestamp) -> HostStatus {
         image: None,
         image_written: None,
         booted_by: None,
+        operation: None,
+        plan: None,
+        turn: None,
     }
 }
 
@@ -99,6 +102,10 @@ impl Change {
         if same && self.record.host.status.error.is_none() && self.record.run.deployment.is_some() {
             return Ok(());
         }
+        if self.record.host.spec.protected && self.record.run.deployment.is_some() {
+            return Err(self.protected("provisioning anew"));
+        }
+        self.check_step(&spec)?;
         self.kept.host = secrets;
         self.set_spec(spec);
         self.record.run.request += 1;
@@ -114,6 +121,7 @@ impl Change {
         if spec.image.take().is_none() {
             return Ok(());
         }
+        self.check_step(&spec)?;
         self.kept.host = only_bmc_password(std::mem::take(&mut self.kept.host));
         self.set_spec(spec);
         self.record.run.request += 1;
@@ -145,6 +153,7 @@ impl Change {
         if host.spec == asked.spec && secrets == self.kept.host {
             return Ok(());
         }
+        self.check_step(&asked.spec)?;
         if secrets.bmc_password != self.kept.host.bmc_password {
             self.record.run.registered = false;
         }
@@ -183,13 +192,17 @@ impl Change {
     }
 
     /// Lets the host go.
-    pub(crate) fn delete(&mut self) {
+    pub(crate) fn delete(&mut self) -> Result<(), Problem> {
+        if self.record.host.spec.protected {
+            return Err(self.protected("deletion"));
+        }
         if self.record.run.deletion.is_none() {
             self.record.run.deletion = Some(Deletion::default());
             self.event("request", "delete");
         }
         self.clear_error();
         crash::point(Work::Delete, Moment::Before);
+        Ok(())
     }
 
     fn refuse_while_deleting(&self) -> Result<(), Problem> {
@@ -203,24 +216,71 @@ impl Change {
         ))
     }
 
+    /// Whether the host may go from its spec to another.
+    fn check_step(&self, new: &HostSpec) -> Result<(), Problem> {
+        let (old, name) = (&self.record.host.spec, &self.record.host.name);
+        let has_os = old.image.is_some() || self.record.run.deployment.is_some();
+        if old.protected && has_os && !deployed_alike(old, new) {
+            return Err(self.protected("change of what it runs"));
+        }
+        let other_image = new.image.is_some() && new.image != old.image;
+        if let Some(retired) = new.retired.as_ref().filter(|_| other_image) {
+            let why = &retired.reason;
+            return Err(Problem::new(
+                Code::Conflict,
+                format!("{name} is retired ({why}) and is not provisioned any more"),
+                format!("`ferrite host retire {name} --undo` takes it back into use"),
+            ));
+        }
+        let state = self.record.state();
+        let at_rest = match state {
+            HostState::Registering
+            | HostState::Available
+            | HostState::Provisioned
+            | HostState::ExternallyProvisioned => self.record.operation().is_none(),
+            HostState::Inspecting
+            | HostState::Preparing
+            | HostState::Provisioning
+            | HostState::Deprovisioning
+            | HostState::Deleting => false,
+        };
+        let adopts = new.externally_provisioned && !old.externally_provisioned;
+        let detaches = new.detached && !old.detached;
+        let fits = at_rest && !(adopts && state == HostState::Provisioned);
+        if (adopts || detaches) && !fits {
+            let what = if adopts { "adopted" } else { "detached" };
+            return Err(Problem::new(
+                Code::Conflict,
+                format!("{name} is {state} and cannot be {what} now"),
+                format!("wait until it rests, or `ferrite host abort {name}`"),
+            ));
+        }
+        Ok(())
+    }
+
     /// Whatever a person changed is worth another attempt at once.
     fn set_spec(&mut self, spec: HostSpec) {
         let old = &self.record.host.spec;
         if old.bmc != spec.bmc {
             self.record.run.registered = false;
         }
-        let deployed_alike = old.image == spec.image
-            && old.root_device_hints == spec.root_device_hints
-            && old.root_device_default == spec.root_device_default
-            && old.boot_method == spec.boot_method;
-        if !deployed_alike {
+        if !deployed_alike(old, &spec) {
             self.record.run.request += 1;
         }
         self.record.host.spec = spec;
         self.record.host.generation += 1;
         self.record.run.agent_losses = 0;
+        self.record.run.abort = None;
         self.clear_error();
     }
+}
+
+/// Whether both specs run the same.
+fn deployed_alike(old: &HostSpec, new: &HostSpec) -> bool {
+    old.image == new.image
+        && old.root_device_hints == new.root_device_hints
+        && old.root_device_default == new.root_device_default
+        && old.boot_method == new.boot_method
 }
 
 fn invalid(message: impl Into<String>, advice: impl Into<String>) -> Problem {
@@ -301,7 +361,29 @@ pub(crate) fn check_spec(spec: &HostSpec) -> Result<(), Problem> {
             .and_then(|()| image.check_address(Policy::Others))
             .map_err(|error| invalid(error.to_string(), "correct spec.image"))?;
     }
+    check_name(&spec.group)?;
+    if !(-1000..=1000).contains(&spec.priority) {
+        return Err(invalid(
+            format!("spec.priority is {}", spec.priority),
+            "give a number from -1000 to 1000",
+        ));
+    }
+    if spec.externally_provisioned && spec.image.is_some() {
+        return Err(invalid(
+            "spec.externally_provisioned and spec.image exclude each other",
+            "leave one away: either somebody else provisions it, or Ferrite does",
+        ));
+    }
+    for hold in spec.maintenance.iter().chain(&spec.retired) {
+        if hold.reason.chars().count() > 500 || hold.reason.chars().any(char::is_control) {
+            return Err(invalid(
+                "the reason of spec.maintenance or spec.retired cannot be shown",
+                "give one line of at most 500 characters",
+            ));
+        }
+    }
     match (spec.boot_via, spec.boot_mac) {
+        (_, None) if spec.externally_provisioned => Ok(()),
         (BootVia::Pxe, None) => Err(invalid(
             "spec.boot_mac is missing: booting over PXE, the host is known by its MAC",
             "give --boot-mac, or --boot-via virtual-media",

@@ -4,14 +4,20 @@
 //!  add ─▶ registering ─▶ inspecting ─▶ preparing ─▶ available ─▶ provisioning ─▶ provisioned
 //!                                         ▲                           │              │
 //!                                         └───── deprovisioning ◀─────┴──────────────┘
+//!                  ▲   ▲                    │
+//!                  │   └──────────┐         ▼
+//!             registering ─▶ externally provisioned
 //!  any state ─▶ deleting ─▶ gone
 //! ```
 //!
 //! - new → registering: a person adds the host.
 //! - registering → inspecting: the BMC answered: identity and power are read.
+//! - registering → externally provisioned: somebody else provisioned it: `spec` says so.
 //! - inspecting → preparing: the agent sent the inventory.
 //! - preparing → available: the disks are erased, or cleaning is disabled.
 //! - available → provisioning: an image is wanted.
+//! - available → externally provisioned: it is given to somebody else: `spec` says so.
+//! - externally provisioned → inspecting: it is taken back: `spec` no longer says so.
 //! - provisioning → provisioned: the host daemon is in touch and cloud-init has ended.
 //! - provisioning → deprovisioning: the image is no longer wanted.
 //! - provisioned → deprovisioning: no image or another one is wanted.
@@ -21,13 +27,19 @@
 //!
 //! `plan.rs` decides, purely; `execute.rs` acts and decides nothing; `change.rs` and `reports.rs`
 //! say how the record changes; `driver.rs` goes round. An error never changes the state: it lies
-//! beside it, with the time of the next attempt, or none when a person is needed.
+//! beside it, with the time of the next attempt, or none when a person is needed. So do
+//! operations (`operate.rs`, `operations.rs`), and what holds a host (`gate.rs`).
 
 pub(crate) mod change;
 pub(crate) mod driver;
 pub(crate) mod execute;
 pub(crate) mod explain;
+pub(crate) mod gate;
 pub(crate) mod intent;
+pub(crate) mod operate;
+mod operations;
+#[cfg(test)]
+mod operations_tests;
 pub(crate) mod order;
 pub(crate) mod plan;
 pub(crate) mod record;

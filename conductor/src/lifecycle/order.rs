@@ -59,8 +59,18 @@ pub(crate) fn step(
             root: deployment.root.clone(),
             method: deployment.method,
         }),
+        StepName::Rescue => rescue(kept),
         StepName::ReleaseBoot | StepName::AwaitOs => Err(bug("this step is not the agent's")),
     }
+}
+
+fn rescue(kept: &Kept) -> Result<Step, Problem> {
+    let secret = kept.rescue.as_ref();
+    let secret = secret.ok_or_else(|| bug("the rescue has no password"))?;
+    Ok(Step::Rescue {
+        password_hash: secret.password_hash.clone(),
+        authorized_keys: secret.authorized_keys.clone(),
+    })
 }
 
 fn deployment(record: &Record) -> Result<&Deployment, Problem> {

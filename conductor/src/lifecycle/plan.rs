@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use ferrite_proto::host::{BootVia, HostState, Power};
+use ferrite_proto::operation::Work;
 use ferrite_proto::problem::{Code, Problem};
 use jiff::Timestamp;
 
@@ -71,13 +72,23 @@ pub(crate) enum Action {
     ForgetAgent,
     /// The OS is up: the last step of the deployment is done.
     OsIsUp,
+    /// Ask for the host's turn among those of its group.
+    Admit(Work),
+    /// Let others have the turn: the host waits for a person.
+    Yield,
+    /// Put a destructive step before people, to be approved.
+    Propose(StepName),
+    /// What was aborted comes to rest.
+    Rest,
+    /// The operation is over.
+    EndOperation,
     /// Forget the host.
     Remove,
 }
 
 /// The agent of the ramdisk, as seen from here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Agent {
+pub(super) enum Agent {
     Absent,
     InTouch { silent_at: Timestamp },
     Silent,
@@ -86,26 +97,10 @@ enum Agent {
 /// What to do next with the host.
 pub(crate) fn plan(record: &Record, seen: &Observed<'_>, now: Timestamp) -> Decision {
     let view = View { record, seen, now };
-    if record.run.deletion.is_some() && record.state() != HostState::Deleting {
-        return Decision::Go(HostState::Deleting);
-    }
-    if let Some(wait) = view.held_by_error() {
-        return wait;
-    }
-    match record.state() {
-        HostState::Registering => view.registering(),
-        HostState::Inspecting => view.inspecting(),
-        HostState::Preparing => view.preparing(),
-        HostState::Available => view.available(),
-        HostState::Provisioning => view.provisioning(),
-        HostState::Provisioned => view.provisioned(),
-        HostState::Deprovisioning => view.deprovisioning(),
-        HostState::ExternallyProvisioned => wait("nothing: somebody else provisioned it", None),
-        HostState::Deleting => view.deleting(),
-    }
+    view.gate(view.decide())
 }
 
-fn wait(reason: impl Into<String>, until: Option<Timestamp>) -> Decision {
+pub(super) fn wait(reason: impl Into<String>, until: Option<Timestamp>) -> Decision {
     Decision::Wait {
         reason: reason.into(),
         until,
@@ -113,17 +108,42 @@ fn wait(reason: impl Into<String>, until: Option<Timestamp>) -> Decision {
 }
 
 /// A time as people read it in a sentence.
-fn clock(at: Timestamp) -> String {
+pub(super) fn clock(at: Timestamp) -> String {
     at.strftime("%H:%M:%S UTC").to_string()
 }
 
-struct View<'a> {
-    record: &'a Record,
-    seen: &'a Observed<'a>,
-    now: Timestamp,
+/// A host as it is looked at.
+pub(super) struct View<'a> {
+    pub(super) record: &'a Record,
+    pub(super) seen: &'a Observed<'a>,
+    pub(super) now: Timestamp,
 }
 
 impl View<'_> {
+    /// What the host itself asks for, whatever holds it.
+    fn decide(&self) -> Decision {
+        if self.record.run.deletion.is_some() && self.record.state() != HostState::Deleting {
+            return Decision::Go(HostState::Deleting);
+        }
+        if let Some(decision) = self.aborting() {
+            return decision;
+        }
+        if let Some(wait) = self.held_by_error() {
+            return wait;
+        }
+        match self.record.state() {
+            HostState::Registering => self.registering(),
+            HostState::Inspecting => self.inspecting(),
+            HostState::Preparing => self.preparing(),
+            HostState::Available => self.available(),
+            HostState::Provisioning => self.provisioning(),
+            HostState::Provisioned => self.provisioned(),
+            HostState::Deprovisioning => self.deprovisioning(),
+            HostState::ExternallyProvisioned => self.externally_provisioned(),
+            HostState::Deleting => self.deleting(),
+        }
+    }
+
     fn held_by_error(&self) -> Option<Decision> {
         let error = self.record.host.status.error.as_ref()?;
         let what = &error.problem;
@@ -141,7 +161,7 @@ impl View<'_> {
         }
     }
 
-    fn agent(&self) -> Agent {
+    pub(super) fn agent(&self) -> Agent {
         let session = self.record.run.session.as_ref();
         let Some(session) = session.filter(|session| !session.leaving) else {
             return Agent::Absent;
@@ -184,10 +204,13 @@ impl View<'_> {
     }
 
     fn registering(&self) -> Decision {
-        if self.record.run.registered {
-            Decision::Go(HostState::Inspecting)
-        } else {
-            Decision::Do(Action::Identify)
+        match (
+            self.record.run.registered,
+            self.record.host.spec.externally_provisioned,
+        ) {
+            (false, _) => Decision::Do(Action::Identify),
+            (true, false) => Decision::Go(HostState::Inspecting),
+            (true, true) => Decision::Go(HostState::ExternallyProvisioned),
         }
     }
 
@@ -206,25 +229,44 @@ impl View<'_> {
 
     fn cleaning_disabled(&self) -> bool {
         use ferrite_proto::host::AutomatedCleaning::{Disabled, Metadata};
-        match self.record.host.spec.automated_cleaning {
-            Disabled => true,
+        let spec = &self.record.host.spec;
+        match spec.automated_cleaning {
+            // Whoever is retired leaves nothing behind.
+            Disabled => spec.retired.is_none(),
             Metadata => false,
         }
     }
 
     fn available(&self) -> Decision {
-        if self.record.host.spec.image.is_some() {
+        let spec = &self.record.host.spec;
+        if let Some(operation) = self.record.operation() {
+            return self.operation(operation);
+        }
+        if spec.externally_provisioned {
+            return Decision::Go(HostState::ExternallyProvisioned);
+        }
+        if spec.image.is_some() && spec.retired.is_none() {
             return Decision::Go(HostState::Provisioning);
         }
-        match self.agent() {
-            Agent::Silent => Decision::Do(Action::ForgetAgent),
-            Agent::InTouch { silent_at } => self
-                .stale_power()
-                .unwrap_or_else(|at| wait("an image to be set", Some(at.min(silent_at)))),
-            Agent::Absent => self
-                .stale_power()
-                .unwrap_or_else(|at| wait("an image to be set", Some(at))),
+        let reason = match &spec.retired {
+            Some(retired) => format!("nothing: it is retired ({})", retired.reason),
+            None => "an image to be set".to_owned(),
+        };
+        let until = match self.agent() {
+            Agent::Silent => return Decision::Do(Action::ForgetAgent),
+            Agent::InTouch { silent_at } => Some(silent_at),
+            Agent::Absent => None,
+        };
+        self.stale_power()
+            .unwrap_or_else(|at| wait(reason, Some(until.unwrap_or(at).min(at))))
+    }
+
+    fn externally_provisioned(&self) -> Decision {
+        if !self.record.host.spec.externally_provisioned {
+            return Decision::Go(HostState::Inspecting);
         }
+        self.stale_power()
+            .unwrap_or_else(|at| wait("nothing: somebody else provisioned it", Some(at)))
     }
 
     fn provisioning(&self) -> Decision {
@@ -242,7 +284,10 @@ impl View<'_> {
 
     fn provisioned(&self) -> Decision {
         if !self.record.deployed_as_wanted() {
-            return Decision::Go(HostState::Deprovisioning);
+            return self.leave(HostState::Deprovisioning);
+        }
+        if let Some(operation) = self.record.operation() {
+            return self.operation(operation);
         }
         let heard = self.daemon_heard();
         let silent_at = heard + self.seen.limits.daemon_silence;
@@ -282,8 +327,10 @@ impl View<'_> {
         let Some(deletion) = &self.record.run.deletion else {
             return Decision::Do(Action::Remove);
         };
+        let spec = &self.record.host.spec;
+        let never_ours = spec.detached || spec.externally_provisioned;
         // A BMC that never answered has nothing to be let go of.
-        if self.record.run.power_at.is_none() {
+        if never_ours || self.record.run.power_at.is_none() {
             return Decision::Do(Action::Remove);
         }
         if !guard::holds(Guard::OffBeforeForgotten, deletion.powered_off) {
@@ -301,7 +348,7 @@ impl View<'_> {
     }
 
     /// What it takes to have the order that is out stopped; `None` once none is.
-    fn call_off(&self) -> Option<Decision> {
+    pub(super) fn call_off(&self) -> Option<Decision> {
         let Agent::InTouch { silent_at } = self.agent() else {
             return None;
         };
@@ -319,12 +366,15 @@ impl View<'_> {
     }
 
     /// What it takes to go through the steps; `None` once all are done.
-    fn steps(&self, kind: Kind) -> Option<Decision> {
+    pub(super) fn steps(&self, kind: Kind) -> Option<Decision> {
         let flow = self.record.run.workflow.as_ref();
         let Some(flow) = flow.filter(|flow| flow.kind == kind) else {
             return Some(Decision::Do(Action::BeginSteps(kind)));
         };
         let step = flow.current()?;
+        if let Some(first) = self.before_step(flow, step) {
+            return Some(first);
+        }
         Some(match step.name.place() {
             Place::Agent => self
                 .ramdisk()
@@ -418,8 +468,11 @@ impl View<'_> {
     }
 
     /// What it takes to have an agent in touch; `None` once there is one.
-    fn ramdisk(&self) -> Option<Decision> {
+    pub(super) fn ramdisk(&self) -> Option<Decision> {
         match self.agent() {
+            Agent::InTouch { .. } if self.is_of_another_ramdisk() => {
+                Some(Decision::Do(Action::Arm))
+            }
             Agent::InTouch { .. } => None,
             Agent::Absent => Some(self.boot()),
             Agent::Silent => Some(self.lost_agent()),
@@ -498,7 +551,10 @@ impl View<'_> {
         let due = asked + self.seen.limits.boot;
         if due > self.now {
             let reason = format!("the ramdisk to say hello, until {}", clock(due));
-            return wait(reason, Some(due));
+            // A machine that lost its power will not say hello: better to know before `due`.
+            return self
+                .stale_power()
+                .unwrap_or_else(|next| wait(reason, Some(due.min(next))));
         }
         let saw = boot.seen.as_deref().unwrap_or("nothing");
         Decision::Fail(Problem::new(
@@ -531,7 +587,7 @@ impl View<'_> {
     }
 
     /// A reading of power when the last is old, else when it will be.
-    fn stale_power(&self) -> Result<Decision, Timestamp> {
+    pub(super) fn stale_power(&self) -> Result<Decision, Timestamp> {
         if !self.record.run.registered {
             return Ok(Decision::Do(Action::Identify));
         }

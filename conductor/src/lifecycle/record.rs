@@ -6,8 +6,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use ferrite_proto::hints;
 use ferrite_proto::host::{Host, HostSecrets, HostState, Power, Run};
 use ferrite_proto::image::ImageRef;
+use ferrite_proto::inventory::Disk;
+use ferrite_proto::operation::{Approval, Destruction, Operation, OperationKind, PlannedDisk};
 use ferrite_proto::secret::Secret;
 use ferrite_proto::step::{BootMethod, RootDisk};
 use jiff::Timestamp;
@@ -59,6 +62,44 @@ pub(crate) struct Runtime {
     pub(crate) doing: Option<Run>,
     /// Being let go.
     pub(crate) deletion: Option<Deletion>,
+    /// Steps that a person chose for the operation under way.
+    pub(crate) chosen: Vec<StepName>,
+    /// Boot of the OS that an operation took down: what its daemon said late is of the past.
+    pub(crate) boot_before: Option<String>,
+    /// A person wants what is under way to stop.
+    pub(crate) abort: Option<Abort>,
+    /// As last inspected: what a destructive plan names.
+    pub(crate) disks: Vec<Disk>,
+}
+
+/// A person wants what is under way to stop.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Abort {
+    /// Who.
+    pub(crate) by: String,
+    /// When.
+    pub(crate) at: Timestamp,
+}
+
+/// Which ramdisk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum BootFlavour {
+    /// The one that inspects, cleans and deploys.
+    #[default]
+    Ordinary,
+    /// The larger one that people can log in to.
+    Rescue,
+}
+
+/// How people get into the rescue ramdisk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RescueSecret {
+    /// Hash of root's password, in the form of crypt(5).
+    pub(crate) password_hash: Secret<String>,
+    /// Lines for `authorized_keys`.
+    #[serde(default)]
+    pub(crate) authorized_keys: Vec<String>,
 }
 
 /// A way to the ramdisk: the medium, the override, the power.
@@ -72,6 +113,9 @@ pub(crate) struct RamdiskBoot {
     pub(crate) expires_at: Timestamp,
     /// How far it is.
     pub(crate) phase: BootPhase,
+    /// Which ramdisk it is.
+    #[serde(default)]
+    pub(crate) flavour: BootFlavour,
     /// The ramdisk said hello with the ticket.
     #[serde(default)]
     pub(crate) used: bool,
@@ -117,6 +161,9 @@ pub(crate) struct Session {
     /// The last poll whose reports were taken.
     #[serde(default)]
     pub(crate) last_sequence: u64,
+    /// Which ramdisk it is.
+    #[serde(default)]
+    pub(crate) flavour: BootFlavour,
 }
 
 /// What is, or is being, put on the host. Taken from `spec` when it begins, so that a change in
@@ -174,6 +221,8 @@ pub(crate) struct Kept {
     pub(crate) agent_token: Option<Secret<String>>,
     /// The daemon's one-time credential, until it is used.
     pub(crate) credential: Option<Secret<String>>,
+    /// How people get in, while the host is in rescue.
+    pub(crate) rescue: Option<RescueSecret>,
 }
 
 /// Time limits and retries.
@@ -266,13 +315,78 @@ impl Record {
     /// withheld.
     pub(crate) fn to_hand_out(&self) -> Option<(u64, StepName)> {
         let flow = self.run.workflow.as_ref()?;
+        let (number, step) = flow.to_hand_out()?;
         let wanted = match flow.kind {
             Kind::Deploy => self.deployed_as_wanted(),
-            Kind::Inspect | Kind::Clean => true,
+            Kind::Inspect
+            | Kind::Clean
+            | Kind::ManualClean
+            | Kind::Service
+            | Kind::Rescue
+            | Kind::Unrescue => true,
         };
         let wanted = guard::holds(Guard::WishStillCurrent, wanted && !flow.cancelling);
         let stays = guard::holds(Guard::NoOrderWhileDeleting, self.run.deletion.is_none());
-        flow.to_hand_out().filter(|_| wanted && stays)
+        let held = self.is_held(flow.kind, step) || self.run.abort.is_some();
+        (wanted && stays && !held).then_some((number, step))
+    }
+
+    /// Whether a step may not be handed out, whatever was planned.
+    fn is_held(&self, kind: Kind, step: StepName) -> bool {
+        let spec = &self.host.spec;
+        let keeps_disks = matches!(kind, Kind::Service | Kind::Rescue | Kind::Unrescue);
+        let wipes = step.is_destructive();
+        spec.paused
+            || spec.detached
+            || (wipes && (keeps_disks || !self.is_approved(step)))
+            || (step == StepName::Erase && spec.protected)
+    }
+
+    /// Whether a destructive step may go.
+    pub(crate) fn is_approved(&self, step: StepName) -> bool {
+        self.host.spec.approval == Approval::Automatic
+            || self.host.status.plan.as_ref().is_some_and(|plan| {
+                plan.approved_by.is_some() && plan.destruction == self.destruction(step)
+            })
+    }
+
+    /// What a destructive step would destroy.
+    pub(crate) fn destruction(&self, step: StepName) -> Destruction {
+        let usable = self.run.disks.iter();
+        let usable = usable.filter(|disk| hints::unusable(disk).is_none());
+        let writes = step == StepName::WriteImage;
+        let deployment = self.run.deployment.as_ref().filter(|_| writes);
+        let root = deployment.and_then(|deployment| {
+            let root = &deployment.root;
+            root.hints.select(&self.run.disks, root.default).ok()
+        });
+        let disks: Vec<_> = match (writes, root) {
+            (true, Some(root)) => vec![planned(root)],
+            // Which one cannot be told: it may be any.
+            (true, None) | (false, _) => usable.map(planned).collect(),
+        };
+        let digest = deployment.and_then(|d| d.image.digest.as_ref());
+        Destruction {
+            step: step.as_str().to_owned(),
+            disks,
+            image: deployment.map(|d| d.image.url.clone()),
+            digest: digest.map(ToString::to_string),
+        }
+    }
+
+    /// The operation beside the state.
+    pub(crate) fn operation(&self) -> Option<&Operation> {
+        self.host.status.operation.as_ref()
+    }
+
+    /// Which ramdisk is to boot.
+    pub(crate) fn wanted_flavour(&self) -> BootFlavour {
+        let kind = self.operation().map(|operation| operation.kind);
+        if kind == Some(OperationKind::Rescue) {
+            BootFlavour::Rescue
+        } else {
+            BootFlavour::Ordinary
+        }
     }
 
     /// Whether what is on the host is what is wanted.
@@ -282,6 +396,15 @@ impl Record {
                 let same = deployment.request == self.run.request;
                 guard::holds(Guard::DeploymentAnswersRequest, same)
             })
+    }
+}
+
+fn planned(disk: &Disk) -> PlannedDisk {
+    PlannedDisk {
+        name: disk.name.clone(),
+        model: disk.model.clone(),
+        serial: disk.serial.clone(),
+        size_bytes: disk.size_bytes,
     }
 }
 

@@ -107,6 +107,7 @@ impl Change {
         match (name, outcome) {
             (StepName::Inspect, Outcome::Inspected { inventory }) => {
                 let text = format!("{} disks", inventory.disks.len());
+                self.record.run.disks.clone_from(&inventory.disks);
                 self.inventory = Some(inventory);
                 Ok(Detail::text(text))
             }
@@ -139,6 +140,17 @@ impl Change {
                 status.booted_by = Some(detail.text.clone());
                 Ok(detail)
             }
+            (
+                StepName::Rescue,
+                Outcome::RescueReady {
+                    addresses,
+                    host_keys,
+                },
+            ) => {
+                let text = addresses.join(", ");
+                self.rescue_ready(addresses, host_keys);
+                Ok(Detail::text(text))
+            }
             (name, _) => Err(Problem::new(
                 Code::Internal,
                 format!(
@@ -151,7 +163,7 @@ impl Change {
     }
 
     /// The agent is on its way out; the rest is the daemon's.
-    fn os_starts(&mut self) {
+    pub(super) fn os_starts(&mut self) {
         let now = self.now;
         if let Some(deployment) = &mut self.record.run.deployment {
             deployment.booting_at = Some(now);
@@ -196,6 +208,10 @@ impl Change {
 
     /// The daemon's heartbeat.
     pub(crate) fn checked_in(&mut self, report: CheckIn) {
+        if self.record.run.boot_before.as_ref() == Some(&report.boot_id) {
+            // Said before an operation took that OS down; it only arrives now.
+            return;
+        }
         self.kept.credential = None;
         if let Some(daemon) = &mut self.record.run.daemon {
             daemon.used = true;

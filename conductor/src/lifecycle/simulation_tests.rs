@@ -191,7 +191,9 @@ impl Sim {
                 let _ = self.change(Change::deprovision);
             }
             Event::Retry => self.change(Change::retry),
-            Event::Delete => self.change(Change::delete),
+            Event::Delete => {
+                let _ = self.change(Change::delete);
+            }
         }
     }
 
@@ -261,6 +263,11 @@ impl Sim {
             Action::Cancel => self.change(Change::cancel),
             Action::ForgetAgent => self.change(|change| change.drop_agent("gone")),
             Action::OsIsUp => self.change(Change::os_is_up),
+            Action::Admit(work) => self.change(|change| change.admit(work)),
+            Action::Yield => self.change(Change::yield_turn),
+            Action::Propose(step) => self.change(|change| change.propose(step)),
+            Action::Rest => self.change(|change| change.rest(limits)),
+            Action::EndOperation => self.change(Change::end_operation),
             Action::Remove => self.gone = true,
             Action::Identify
             | Action::ReadPower
@@ -459,6 +466,10 @@ impl Sim {
             return Report::Failed { order, problem };
         }
         let outcome = match name {
+            StepName::Rescue => Outcome::RescueReady {
+                addresses: Vec::new(),
+                host_keys: Vec::new(),
+            },
             StepName::Inspect => Outcome::Inspected {
                 inventory: Box::<Inventory>::default(),
             },

@@ -38,6 +38,11 @@ pub(crate) const EDGES: &[Edge] = &[
         "the BMC answered: identity and power are read",
     ),
     edge(
+        HostState::Registering,
+        HostState::ExternallyProvisioned,
+        "somebody else provisioned it: `spec` says so",
+    ),
+    edge(
         HostState::Inspecting,
         HostState::Preparing,
         "the agent sent the inventory",
@@ -51,6 +56,16 @@ pub(crate) const EDGES: &[Edge] = &[
         HostState::Available,
         HostState::Provisioning,
         "an image is wanted",
+    ),
+    edge(
+        HostState::Available,
+        HostState::ExternallyProvisioned,
+        "it is given to somebody else: `spec` says so",
+    ),
+    edge(
+        HostState::ExternallyProvisioned,
+        HostState::Inspecting,
+        "it is taken back: `spec` no longer says so",
     ),
     edge(
         HostState::Provisioning,

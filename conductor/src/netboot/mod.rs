@@ -69,10 +69,6 @@ pub(crate) enum Flavour {
     #[default]
     Ordinary,
     /// With a shell and an SSH server as well.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the operation `rescue` asks for it")
-    )]
     Rescue,
 }
 

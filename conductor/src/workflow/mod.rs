@@ -19,6 +19,14 @@ pub(crate) enum Kind {
     Clean,
     /// Put an OS on the disk and start it.
     Deploy,
+    /// Clean steps that a person chose.
+    ManualClean,
+    /// Service steps that a person chose, then the OS again.
+    Service,
+    /// Have a person log in to the ramdisk.
+    Rescue,
+    /// The OS again, out of the ramdisk.
+    Unrescue,
 }
 
 /// The named steps. Most are the agent's; two are the conductor's own.
@@ -41,6 +49,8 @@ pub(crate) enum StepName {
     Boot,
     /// The conductor waits for the host daemon and for cloud-init.
     AwaitOs,
+    /// The agent lets a person log in.
+    Rescue,
 }
 
 /// Who runs a step.
@@ -53,7 +63,31 @@ pub(crate) enum Place {
 }
 
 impl Kind {
-    /// Its steps, in order.
+    /// Every kind.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Inspect,
+        Self::Clean,
+        Self::Deploy,
+        Self::ManualClean,
+        Self::Service,
+        Self::Rescue,
+        Self::Unrescue,
+    ];
+
+    /// The name as people write it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Inspect => "inspect",
+            Self::Clean => "clean",
+            Self::Deploy => "deploy",
+            Self::ManualClean => "manual clean",
+            Self::Service => "service",
+            Self::Rescue => "rescue",
+            Self::Unrescue => "unrescue",
+        }
+    }
+
+    /// Its steps, in order; those that a person chose come before them.
     pub(crate) const fn steps(self) -> &'static [StepName] {
         match self {
             Self::Inspect => &[StepName::Inspect],
@@ -66,6 +100,11 @@ impl Kind {
                 StepName::Boot,
                 StepName::AwaitOs,
             ],
+            Self::ManualClean => &[],
+            Self::Service | Self::Unrescue => {
+                &[StepName::ReleaseBoot, StepName::Boot, StepName::AwaitOs]
+            }
+            Self::Rescue => &[StepName::Rescue],
         }
     }
 }
@@ -82,6 +121,7 @@ impl StepName {
             Self::ReleaseBoot => "release-boot",
             Self::Boot => "boot",
             Self::AwaitOs => "await-os",
+            Self::Rescue => "rescue",
         }
     }
 
@@ -94,7 +134,22 @@ impl StepName {
             | Self::WriteImage
             | Self::WriteConfigDrive
             | Self::SetBootEntry
-            | Self::Boot => Place::Agent,
+            | Self::Boot
+            | Self::Rescue => Place::Agent,
+        }
+    }
+
+    /// Whether it takes what is on a disk away.
+    pub(crate) const fn is_destructive(self) -> bool {
+        match self {
+            Self::Erase | Self::WriteImage => true,
+            Self::Inspect
+            | Self::WriteConfigDrive
+            | Self::SetBootEntry
+            | Self::ReleaseBoot
+            | Self::Boot
+            | Self::AwaitOs
+            | Self::Rescue => false,
         }
     }
 
@@ -110,7 +165,8 @@ impl StepName {
             | Self::SetBootEntry
             | Self::ReleaseBoot
             | Self::Boot
-            | Self::AwaitOs => self,
+            | Self::AwaitOs
+            | Self::Rescue => self,
         }
     }
 }
@@ -167,13 +223,18 @@ pub(crate) struct Workflow {
 impl Workflow {
     /// All steps pending.
     pub(crate) fn new(kind: Kind) -> Self {
+        Self::of(kind, kind.steps())
+    }
+
+    /// These steps, all pending.
+    pub(crate) fn of(kind: Kind, steps: &[StepName]) -> Self {
         let pending = |name: &StepName| StepRun {
             name: *name,
             state: StepState::Pending,
         };
         Self {
             kind,
-            steps: kind.steps().iter().map(pending).collect(),
+            steps: steps.iter().map(pending).collect(),
             cancelling: false,
         }
     }
@@ -184,6 +245,21 @@ impl Workflow {
             .iter()
             .find(|step| !matches!(step.state, StepState::Done { .. }))
             .copied()
+    }
+
+    /// The steps that are not done.
+    pub(crate) fn left(&self) -> impl Iterator<Item = StepName> {
+        let is_left = |step: &&StepRun| !matches!(step.state, StepState::Done { .. });
+        self.steps.iter().filter(is_left).map(|step| step.name)
+    }
+
+    /// When a step was done.
+    pub(crate) fn done_at(&self, name: StepName) -> Option<Timestamp> {
+        let step = self.steps.iter().find(|step| step.name == name)?;
+        match step.state {
+            StepState::Done { at } => Some(at),
+            StepState::Pending | StepState::Ordered { .. } | StepState::Accepted { .. } => None,
+        }
     }
 
     /// The order that is out, taken or not: its number and its step.
