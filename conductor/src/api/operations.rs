@@ -9,8 +9,8 @@ use ferrite_proto::operation::{Approve, Clean, Rescue, RescuePassword, Service};
 use ferrite_proto::problem::Problem;
 use ferrite_proto::secret::Secret;
 
-use super::operator::person;
 use super::{Answer, ApiError, App, Body};
+use crate::access::caller::actor;
 use crate::crash::{self, Moment, Work};
 use crate::crypt;
 use crate::lifecycle::change::Change;
@@ -26,7 +26,7 @@ async fn changed(
     work: Work,
     change: impl FnMut(&mut Change) -> Result<(), Problem>,
 ) -> Result<Host, ApiError> {
-    let actor = person();
+    let actor = actor();
     let changed = app.hosts.update(name, &actor, change);
     let (stored, ()) = changed.await?;
     crash::point(work, Moment::After);

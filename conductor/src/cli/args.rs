@@ -178,6 +178,9 @@ pub(crate) enum HostCommand {
         /// Its name.
         name: String,
     },
+    /// Work beside the state.
+    #[command(flatten)]
+    Operate(super::operate::Operate),
     /// Show a host's log.
     Events {
         /// Its name.

@@ -24,7 +24,7 @@ use super::{import, print, print_value, show, watch};
 const FILE_LIMIT: u64 = 512 * 1024;
 
 /// A name is data: it must not lead to another call.
-fn path(name: &str, rest: &str) -> String {
+pub(super) fn path(name: &str, rest: &str) -> String {
     let harmless = |b: &u8| b.is_ascii_alphanumeric() || *b == b'-';
     let name = name.bytes().fold(String::new(), |path, byte| {
         if harmless(&byte) || (byte == b'.' && !name.starts_with('.')) {
@@ -83,6 +83,7 @@ pub(crate) async fn run(
             let timeline: Timeline = client.get(&path(&name, "/timeline")).await?;
             shown(&timeline, output, show::timeline)?;
         }
+        HostCommand::Operate(asked) => return super::operate::run(client, asked, output).await,
         HostCommand::Inventory { name } => {
             let inventory: Inventory = client.get(&path(&name, "/inventory")).await?;
             let output = if output == Output::Yaml {
@@ -101,7 +102,7 @@ pub(crate) async fn run(
     Ok(ExitCode::SUCCESS)
 }
 
-fn shown<T: serde::Serialize>(
+pub(super) fn shown<T: serde::Serialize>(
     value: &T,
     output: Output,
     table: impl FnOnce(&T) -> String,
@@ -122,7 +123,7 @@ async fn changed(
     follow(client, &host, wait, output).await
 }
 
-async fn follow(
+pub(super) async fn follow(
     client: &Client,
     host: &Host,
     wait: bool,
@@ -256,7 +257,7 @@ fn pair(text: &str) -> anyhow::Result<(String, String)> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
-fn read_file(path: &Path, what: &str) -> anyhow::Result<String> {
+pub(super) fn read_file(path: &Path, what: &str) -> anyhow::Result<String> {
     let context = || format!("reading {what} from {}", path.display());
     let mut text = String::new();
     let read = if path == Path::new("-") {

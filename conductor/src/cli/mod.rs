@@ -18,6 +18,7 @@ mod log;
 mod manifest;
 mod metal3;
 mod nearest;
+mod operate;
 mod show;
 mod sse;
 mod table;

@@ -2,6 +2,7 @@
 
 use ferrite_proto::api::Explanation;
 use ferrite_proto::host::{Host, HostError, HostState};
+use ferrite_proto::operation::{Operation, OperationKind};
 use ferrite_proto::problem::Class;
 use jiff::Timestamp;
 
@@ -12,19 +13,63 @@ fn clock(at: Timestamp) -> String {
 /// Explains the host.
 pub(crate) fn explain(host: &Host, now: Timestamp) -> Explanation {
     let status = &host.status;
-    let since = clock(status.since);
     match &status.error {
-        Some(error) => of_error(host, error, now),
-        None => Explanation {
+        Some(error) if held(host).is_none() => of_error(host, error, now),
+        Some(_) | None => Explanation {
             doing: format!(
-                "{} is {} (since {since}) and {}.",
+                "{} is {} (since {}, for {}) and {}.",
                 host.name,
-                words(status.state),
+                beside(host),
+                clock(since(host)),
+                long(now.duration_since(since(host)).as_secs()),
                 waits(status.waiting_for.as_deref())
             ),
-            next: next(host).to_owned(),
+            next: next(host),
             advice: advice(host),
         },
+    }
+}
+
+/// The state, and what is done beside it.
+fn beside(host: &Host) -> String {
+    let state = words(host.status.state);
+    match &host.status.operation {
+        None => state.to_owned(),
+        Some(operation) => {
+            let aborted = if operation.aborted { ", aborted" } else { "" };
+            format!("{state}, in {}{aborted}", operation.kind.as_str())
+        }
+    }
+}
+
+/// Since when it does what it does.
+fn since(host: &Host) -> Timestamp {
+    let operation = host.status.operation.as_ref();
+    operation.map_or(host.status.since, |operation| operation.since)
+}
+
+/// A time as people say it.
+fn long(seconds: i64) -> String {
+    match seconds.max(0) {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} days", seconds / 86_400),
+    }
+}
+
+/// What a person holds it by, and the command that lets it go.
+fn held(host: &Host) -> Option<(&'static str, String)> {
+    let (spec, name) = (&host.spec, &host.name);
+    if spec.paused {
+        Some(("paused", format!("ferrite host resume {name}")))
+    } else if spec.detached {
+        Some(("detached", format!("ferrite host attach {name}")))
+    } else if spec.maintenance.is_some() {
+        let command = format!("ferrite host maintenance off {name}");
+        Some(("in maintenance", command))
+    } else {
+        None
     }
 }
 
@@ -87,8 +132,38 @@ fn of_error(host: &Host, error: &HostError, now: Timestamp) -> Explanation {
     }
 }
 
-fn next(host: &Host) -> &'static str {
-    match host.status.state {
+fn next(host: &Host) -> String {
+    if let Some((how, _)) = held(host) {
+        return format!("Nothing is begun while it is {how}.");
+    }
+    let plan = host.status.plan.as_ref();
+    if let Some(plan) = plan.filter(|plan| plan.approved_by.is_none()) {
+        let disks = plan.destruction.disks.iter().map(|disk| {
+            let serial = disk.serial.as_deref().unwrap_or("unknown");
+            let size = ferrite_proto::size::ByteSize(disk.size_bytes);
+            format!("{} ({size}, serial {serial})", disk.name)
+        });
+        let disks: Vec<_> = disks.collect();
+        let (step, disks) = (&plan.destruction.step, disks.join(", "));
+        return format!("Once plan {} is approved, {step} of {disks}.", plan.id);
+    }
+    match &host.status.operation {
+        Some(operation) => of_operation(operation).to_owned(),
+        None => next_of_state(host.status.state).to_owned(),
+    }
+}
+
+const fn of_operation(operation: &Operation) -> &'static str {
+    match operation.kind {
+        OperationKind::Clean => "Its chosen steps; then it is available as before.",
+        OperationKind::Service => "Its chosen steps; then its OS is started again.",
+        OperationKind::Rescue => "The rescue ramdisk stays until it is ended.",
+        OperationKind::Unrescue => "Its OS is started, and its daemon reports.",
+    }
+}
+
+const fn next_of_state(state: HostState) -> &'static str {
+    match state {
         HostState::Registering => "The ramdisk is booted to inspect the hardware.",
         HostState::Inspecting => "Its disks are cleaned.",
         HostState::Preparing => "It becomes available.",
@@ -105,20 +180,53 @@ fn next(host: &Host) -> &'static str {
 
 fn advice(host: &Host) -> Option<String> {
     let name = &host.name;
-    match host.status.state {
-        HostState::Available => Some(format!(
+    if let Some((_, command)) = held(host) {
+        return Some(format!("`{command}` lets it go on."));
+    }
+    let plan = host.status.plan.as_ref();
+    if let Some(plan) = plan.filter(|plan| plan.approved_by.is_none()) {
+        let id = &plan.id;
+        return Some(format!("`ferrite host approve {name} {id}` lets it go."));
+    }
+    if let Some(operation) = &host.status.operation {
+        return Some(advice_in(operation, name));
+    }
+    Some(match host.status.state {
+        HostState::Available if host.spec.retired.is_some() => {
+            format!("`ferrite host retire {name} --undo` takes it back into use.")
+        }
+        HostState::Available => format!(
             "`ferrite host provision {name} --image URL --digest sha256:…` puts an OS on it."
-        )),
-        HostState::Provisioned => Some(format!(
-            "`ferrite host deprovision {name}` takes the OS away."
-        )),
+        ),
+        HostState::Provisioned => {
+            format!("`ferrite host deprovision {name}` takes the OS away.")
+        }
+        HostState::ExternallyProvisioned => {
+            format!("`ferrite host adopt {name} --undo` takes it back.")
+        }
         HostState::Registering
         | HostState::Inspecting
         | HostState::Preparing
         | HostState::Provisioning
-        | HostState::Deprovisioning
-        | HostState::ExternallyProvisioned
-        | HostState::Deleting => None,
+        | HostState::Deprovisioning => format!("`ferrite host abort {name}` stops it."),
+        HostState::Deleting => return None,
+    })
+}
+
+fn advice_in(operation: &Operation, name: &str) -> String {
+    match (&operation.access, operation.kind) {
+        (Some(access), _) => format!(
+            "`ssh root@{}` with the password that `rescue` told; host keys {}. `ferrite host \
+             unrescue {name}` starts its OS.",
+            access.addresses.join(" or "),
+            access.host_keys.join(", ")
+        ),
+        (None, OperationKind::Unrescue) => {
+            format!("`ferrite host watch {name}` follows it.")
+        }
+        (None, OperationKind::Clean | OperationKind::Service | OperationKind::Rescue) => {
+            format!("`ferrite host abort {name}` stops it.")
+        }
     }
 }
 
@@ -129,8 +237,8 @@ mod tests {
 
     fn host(state: HostState) -> Host {
         serde_json::from_value(serde_json::json!({
-            "name": "n", "uid": "u", "version": 1, "generation": 1,
-            "created": "2026-11-21T00:00:00Z",
+            "apiVersion": "ferrite/v1", "kind": "Host",
+            "metadata": {"name": "n"},
             "spec": {"bmc": {"address": "redfish://b", "username": "u"}},
             "status": {"state": state, "since": "2026-11-21T00:00:00Z"},
         }))
@@ -153,6 +261,20 @@ mod tests {
                 assert!(told.doing.ends_with('.') && told.next.ends_with('.'));
             }
         }
+    }
+
+    #[test]
+    fn whoever_is_held_is_told_the_command_that_lets_go() {
+        let mut host = host(HostState::Provisioned);
+        host.spec.maintenance = Some(ferrite_proto::operation::Hold::default());
+        let now = host.status.since + jiff::SignedDuration::from_mins(5);
+        let told = explain(&host, now);
+        assert!(told.doing.contains("for 5 min"), "{}", told.doing);
+        let advice = told.advice.unwrap();
+        assert_eq!(advice, "`ferrite host maintenance off n` lets it go on.");
+        host.spec.paused = true;
+        let told = explain(&host, now);
+        assert_eq!(told.next, "Nothing is begun while it is paused.");
     }
 
     #[test]

@@ -266,11 +266,12 @@ impl Change {
         }
         if !deployed_alike(old, &spec) {
             self.record.run.request += 1;
+            // Another wish: there is nothing left to abort.
+            self.record.run.abort = None;
         }
         self.record.host.spec = spec;
         self.record.host.generation += 1;
         self.record.run.agent_losses = 0;
-        self.record.run.abort = None;
         self.clear_error();
     }
 }

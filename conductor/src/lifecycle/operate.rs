@@ -215,6 +215,7 @@ impl Change {
             format!("{}: {}", kind.as_str(), steps.join(", ")),
         );
         self.audit(kind.as_str(), json!({"steps": steps}));
+        self.begin_run(kind.as_str());
         self.clear_error();
         self.record.run.chosen = chosen;
         self.record.run.workflow = None;
@@ -296,6 +297,7 @@ impl Change {
         match kind {
             Some(OperationKind::Clean) => {
                 self.event("operation", "clean aborted");
+                self.end_run("aborted");
                 self.record.run.workflow = None;
                 self.forget_operation();
             }
@@ -364,6 +366,8 @@ impl Change {
             let took = self.now.duration_since(since).as_secs();
             self.event("operation", format!("{kind} is over after {took} s"));
         }
+        let state = self.record.state();
+        self.end_run(state.as_str());
         self.record.run.workflow = None;
         self.forget_operation();
     }

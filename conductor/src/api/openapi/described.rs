@@ -5,6 +5,7 @@ use ferrite_proto::agent_api::{
 };
 use ferrite_proto::api::{EventList, Explanation, HostList, LogLines, Provision, Version};
 use ferrite_proto::host::{Host, HostManifest};
+use ferrite_proto::operation::{Approve, Clean, Rescue, RescuePassword, Service};
 use serde_json::{Value, json};
 
 use utoipa::openapi::RefOr;
@@ -92,6 +93,7 @@ pub(super) fn describe(all: &mut Document) {
     one_host(all);
     operations(all);
     seeing(all);
+    work_on_a_host(all);
     conductor(all);
     agents(all);
 }
@@ -129,6 +131,38 @@ fn one_host(all: &mut Document) {
         .or(&[409]);
     all.call("DELETE", PATH, "deleteHost", "Lets a host go.")
         .answers_otherwise(202, None, "It is on its way.");
+}
+
+fn work_on_a_host(all: &mut Document) {
+    let of = |rest: &str| format!("/v1/hosts/{{name}}/{rest}");
+    let summary = "Runs chosen clean steps on an available host.";
+    all.call("POST", &of("clean"), "cleanHost", summary)
+        .body::<Clean>()
+        .answers::<Host>(200, "The host.")
+        .or(&[409]);
+    let summary = "Runs chosen steps on a provisioned host, which keeps its disks.";
+    all.call("POST", &of("service"), "serviceHost", summary)
+        .body::<Service>()
+        .answers::<Host>(200, "The host.")
+        .or(&[409]);
+    let summary = "Boots a provisioned host into the rescue ramdisk.";
+    all.call("POST", &of("rescue"), "rescueHost", summary)
+        .body::<Rescue>()
+        .answers::<RescuePassword>(200, "How to log in. The password is told only here.")
+        .or(&[409]);
+    let summary = "Starts the OS of a host that is in rescue.";
+    all.call("POST", &of("unrescue"), "unrescueHost", summary)
+        .answers::<Host>(200, "The host.")
+        .or(&[409]);
+    let summary = "Stops what is under way at the next safe point.";
+    all.call("POST", &of("abort"), "abortHost", summary)
+        .answers::<Host>(200, "The host.")
+        .or(&[409]);
+    let summary = "Lets the destructive plan of this id go.";
+    all.call("POST", &of("approve"), "approveHost", summary)
+        .body::<Approve>()
+        .answers::<Host>(200, "The host.")
+        .or(&[409]);
 }
 
 fn operations(all: &mut Document) {
