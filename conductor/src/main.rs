@@ -18,6 +18,7 @@ mod guard;
 mod hosts;
 mod lifecycle;
 mod listen;
+mod manager;
 mod netboot;
 mod ownership;
 mod replicas;

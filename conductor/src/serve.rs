@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ferrite_proto::problem::Code;
+use sd_notify::NotifyState;
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::mpsc;
@@ -30,7 +31,7 @@ use crate::seeing::outlets;
 use crate::store::database::Database;
 use crate::store::leases::InDatabase;
 use crate::store::sql::Pool;
-use crate::{bmc, listen, netboot, tls, token};
+use crate::{bmc, listen, manager, netboot, tls, token};
 
 /// Between looks at the certificate.
 const RENEWAL: Duration = Duration::from_hours(24);
@@ -314,7 +315,10 @@ async fn serve_https(
     let context = || format!("serving HTTPS on {}", config.listen);
     let door = axum_server::from_tcp_rustls(listener, tls).with_context(context)?;
     let door = listen::bounded(door, CONNECTIONS).handle(handle);
+    let watchdog = tokio::spawn(manager::watch());
+    manager::tell(&[NotifyState::Ready]);
     let served = door.serve(service).await;
+    watchdog.abort();
     stopper.abort();
     renewer.abort();
     served.with_context(context)
@@ -349,6 +353,7 @@ async fn stop_on_signal(
         _ = tokio::signal::ctrl_c() => {}
     }
     tracing::info!("stopping");
+    manager::tell(&[NotifyState::Stopping]);
     stop.cancel();
     handle.graceful_shutdown(Some(GRACE));
 }

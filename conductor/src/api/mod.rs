@@ -21,7 +21,7 @@ use std::time::Duration;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
@@ -35,6 +35,7 @@ use crate::access::door::{self, Door};
 use crate::access::registry::Registry;
 use crate::access::table::TABLE;
 use crate::boots::Boots;
+use crate::cli::client::VERSION_HEADER;
 use crate::hosts::Hosts;
 use crate::lifecycle::driver::Driver;
 use crate::lifecycle::execute::World;
@@ -125,6 +126,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             Arc::clone(app.hosts.seeing()),
             calls::observe,
         ))
+        .layer(middleware::map_response(with_version))
         .with_state(app)
 }
 
@@ -156,6 +158,13 @@ impl App {
     pub(crate) fn registry(&self) -> Registry {
         Registry::new(self.hosts.documents())
     }
+}
+
+/// Every answer tells the conductor's version: a command line of another one warns.
+async fn with_version(mut answer: Response) -> Response {
+    let version = HeaderValue::from_static(env!("CARGO_PKG_VERSION"));
+    answer.headers_mut().insert(VERSION_HEADER, version);
+    answer
 }
 
 /// A stranger that sends its body by the drop does not hold a connection for long.

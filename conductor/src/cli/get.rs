@@ -72,12 +72,9 @@ pub(crate) async fn run(client: &Client, get: Get, output: Output) -> anyhow::Re
     let mut version = String::new();
     for (kind, name) in &targets {
         let items = if let Some(name) = name {
-            vec![
-                client
-                    .exchange(Method::GET, &kind.item(name), None)
-                    .await?
-                    .1,
-            ]
+            let (_, item) = client.exchange(Method::GET, &kind.item(name), None).await?;
+            version = text(&item, "/metadata/resourceVersion");
+            vec![item]
         } else {
             let listed = list(client, *kind, &get.selection, project).await?;
             version = listed.version;
@@ -273,11 +270,13 @@ fn columns(kind: Kind, wide: bool) -> Vec<(&'static str, Cell)> {
         Kind::Image => columns.push(("URL", Cell::Field("/spec/url"))),
         Kind::Cluster => columns.push(("ENDPOINT", Cell::Field("/spec/endpoint"))),
         Kind::Task => columns.extend([
-            ("HOST", Cell::Field("/spec/host")),
-            ("WHAT", Cell::Field("/spec/operation")),
+            ("STATE", Cell::Field("/status/state")),
             ("STEP", Cell::Field("/status/step")),
+            ("SINCE", Cell::Field("/status/since")),
+            ("WAITS FOR", Cell::Field("/status/waiting_for")),
         ]),
-        Kind::Profile | Kind::Event | Kind::Certificate => {}
+        Kind::Profile => columns.push(("DESCRIPTION", Cell::Field("/spec/description"))),
+        Kind::Event | Kind::Certificate => {}
     }
     columns.push(("AGE", Cell::Age));
     if wide {

@@ -283,7 +283,6 @@ struct AnyDocument {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[expect(dead_code, reason = "its fields' names and forms are what is checked")]
 struct Secrets {
     bmc_password: Option<SecretSource>,
     user_data: Option<SecretSource>,

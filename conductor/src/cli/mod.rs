@@ -7,6 +7,8 @@ pub(crate) mod client;
 pub(crate) mod complete;
 mod contexts;
 mod describe;
+#[cfg(test)]
+mod docs_tests;
 mod edit;
 mod exit;
 mod files;
