@@ -1,6 +1,7 @@
 //! Starts everything, joins everything, stops everything.
 
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::peer::Introduced;
 use crate::actor::Actor;
 use crate::api::{self, App};
 use crate::boots::{Boots, Sighting};
@@ -105,6 +107,7 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
         world,
         driver: Arc::clone(&driver),
         admin_sha256,
+        authority: Arc::clone(&identity.authority),
         poll_seconds: config.poll_seconds,
         check_in_seconds: config.check_in_seconds,
         stop: stop.clone(),
@@ -310,11 +313,11 @@ async fn serve_https(
         config.names.clone(),
         tls.clone(),
     ));
-    let service = api::router(app).into_make_service();
+    let service = api::router(app).into_make_service_with_connect_info::<SocketAddr>();
     tracing::info!(listen = %config.listen, url = %config.url, "serving");
     let context = || format!("serving HTTPS on {}", config.listen);
     let door = axum_server::from_tcp_rustls(listener, tls).with_context(context)?;
-    let door = listen::bounded(door, CONNECTIONS).handle(handle);
+    let door = listen::bounded(door.map(Introduced), CONNECTIONS).handle(handle);
     let watchdog = tokio::spawn(manager::watch());
     manager::tell(&[NotifyState::Ready]);
     let served = door.serve(service).await;

@@ -1,8 +1,9 @@
 //! Our own certificate authority and the conductor's certificate, made at the first start.
 //!
 //! Agents pin the SHA-256 of the CA certificate, so the CA lives ten years and the server's
-//! certificate is issued anew when it nears its end or its names change. No public authority is
-//! involved, and nothing here is for talking to BMCs or image servers.
+//! certificate is issued anew when it nears its end or its names change. It issues certificates to
+//! clients, too, from requests: their keys never come here. No public authority is involved, and
+//! nothing here is for talking to BMCs or image servers.
 
 use std::fs;
 use std::io::{self, Write};
@@ -14,12 +15,14 @@ use std::time::Duration;
 use ferrite_proto::boot::CaPin;
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use sha2::{Digest, Sha256};
@@ -40,6 +43,70 @@ pub(crate) struct Identity {
     pub(crate) ca_pin: CaPin,
     /// The CA certificate, for people's clients.
     pub(crate) ca_pem: String,
+    /// Issues client certificates.
+    pub(crate) authority: Arc<Authority>,
+}
+
+/// What is issued to a client.
+#[derive(Debug, Clone)]
+pub(crate) struct ClientCertificate {
+    /// The certificate, PEM.
+    pub(crate) pem: String,
+    /// The certificate.
+    pub(crate) der: CertificateDer<'static>,
+    /// Until when it holds.
+    pub(crate) expires: Timestamp,
+}
+
+/// The CA, for issuing certificates to clients.
+pub(crate) struct Authority {
+    key: KeyPair,
+    /// Its certificate.
+    pub(crate) pem: String,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Authority")
+    }
+}
+
+impl Authority {
+    /// Issues a certificate that names its owner and is good for nothing but calling us. Of the
+    /// request only the public key is taken, once it is proven that its sender has the key.
+    pub(crate) fn issue_client(
+        &self,
+        name: &str,
+        csr: &str,
+        days: u32,
+    ) -> Result<ClientCertificate, TlsError> {
+        let asked = CertificateSigningRequestParams::from_pem(csr).map_err(TlsError::Request)?;
+        let mut params = CertificateParams::new(Vec::new()).map_err(TlsError::Issue)?;
+        params.distinguished_name.remove(DnType::CommonName);
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        valid_for(&mut params, days.into());
+        let expires = Timestamp::from_second(params.not_after.unix_timestamp());
+        let issuer = Issuer::new(ca_params()?, &self.key);
+        let made = params
+            .signed_by(&asked.public_key, &issuer)
+            .map_err(TlsError::Issue)?;
+        Ok(ClientCertificate {
+            pem: made.pem(),
+            der: made.into(),
+            expires: expires.unwrap_or(Timestamp::MAX),
+        })
+    }
+}
+
+/// A key for a client, and the request for its certificate: both PEM.
+pub(crate) fn client_request() -> Result<(String, String), TlsError> {
+    let key = KeyPair::generate().map_err(TlsError::Issue)?;
+    let params = CertificateParams::new(Vec::new()).map_err(TlsError::Issue)?;
+    let request = params.serialize_request(&key).map_err(TlsError::Issue)?;
+    Ok((key.serialize_pem(), request.pem().map_err(TlsError::Issue)?))
 }
 
 /// Why there is no certificate to serve with.
@@ -83,6 +150,9 @@ pub(crate) enum TlsError {
         /// The name.
         name: String,
     },
+    /// The request for a certificate.
+    #[error("this is no PKCS #10 request in PEM whose signature holds")]
+    Request(#[source] rcgen::Error),
     /// Certificates cannot be made.
     #[error("cannot make a certificate")]
     Issue(#[source] rcgen::Error),
@@ -115,15 +185,35 @@ pub(crate) fn load_or_create(dir: &Path, names: &[String]) -> Result<Identity, T
     let mut server = rustls::ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(serve)?
-        .with_no_client_auth()
+        .with_client_cert_verifier(client_verifier(&ca.certificate, dir)?)
         .with_single_cert(vec![leaf, ca.certificate.clone()], key)
         .map_err(serve)?;
     server.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Identity {
         server: Arc::new(server),
         ca_pin: CaPin(Sha256::digest(&ca.certificate).into()),
-        ca_pem: ca.pem,
+        ca_pem: ca.pem.clone(),
+        authority: Arc::new(Authority {
+            key: ca.key,
+            pem: ca.pem,
+        }),
     })
+}
+
+/// Takes certificates of our CA from those who have one. Agents and daemons have none, and people
+/// may have a token.
+fn client_verifier(
+    ca: &CertificateDer<'static>,
+    dir: &Path,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(ca.clone())
+        .map_err(|error| damaged(&dir.join("ca.pem"), error))?;
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| damaged(&dir.join("ca.pem"), error))
 }
 
 /// The one provider of cryptography in this process.

@@ -124,6 +124,8 @@ codes! {
     Unauthorized = "unauthorized", Operator;
     /// It is known who calls, and they may not.
     Forbidden = "forbidden", Operator;
+    /// The audit log was tampered with.
+    AuditBroken = "audit-broken", Operator;
     /// There is no such thing.
     NotFound = "not-found", Operator;
     /// There is such a thing already.

@@ -16,6 +16,7 @@ use ferrite_proto::resource::DEFAULT_PROJECT;
 use serde::Deserialize;
 
 use super::caller::{CALL, Call, Caller, Grant, Person, Role};
+use super::peer::Peer;
 use super::registry::FIRST_ADMIN;
 use super::table::{self, Line, Scope, Verdict, Who};
 use crate::api::{ApiError, App};
@@ -83,7 +84,7 @@ async fn admit(app: &App, who: Who, mut request: Request) -> Result<(Request, Ca
         Who::Agent => Caller::Agent(host_of(app, request.headers(), Credential::AgentToken)?),
         Who::Daemon => Caller::Daemon(host_of(app, request.headers(), Credential::DaemonKey)?),
         Who::Person(role, scope) => {
-            let person = Arc::new(person(app, request.headers())?);
+            let person = Arc::new(person(app, &request)?);
             request = check(app, &person, role, scope, request).await?;
             Caller::Person(person)
         }
@@ -200,7 +201,14 @@ fn host_of(app: &App, headers: &HeaderMap, kind: Credential) -> Result<String, P
         .ok_or_else(|| unauthorized("the token is unknown or no longer valid"))
 }
 
-fn person(app: &App, headers: &HeaderMap) -> Result<Person, Problem> {
+/// By a token, if there is one, else by a certificate: a wrong token is not made good by either.
+fn person(app: &App, request: &Request) -> Result<Person, Problem> {
+    let headers = request.headers();
+    let peer = request.extensions().get::<Peer>();
+    if let (Some(peer), None) = (peer, headers.get(header::AUTHORIZATION)) {
+        let known = app.registry().by_certificate(&peer.name, &peer.fingerprint);
+        return known.ok_or_else(|| unauthorized("the certificate was revoked"));
+    }
     let presented = bearer(headers)?;
     if token::is(presented, &app.admin_sha256) {
         return Ok(first_admin());

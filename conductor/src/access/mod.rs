@@ -6,5 +6,6 @@
 
 pub(crate) mod caller;
 pub(crate) mod door;
+pub(crate) mod peer;
 pub(crate) mod registry;
 pub(crate) mod table;

@@ -6,17 +6,24 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use ferrite_proto::access::{
-    AuditHead, AuditLine, AuditList, Binding, BindingList, CreatedToken, Grants, NewToken,
-    TokenList, WhoAmI,
+    AuditHead, AuditLine, AuditList, Binding, BindingList, Certificate, CertificateList,
+    CreatedToken, Grants, NewCertificate, NewToken, TokenList, WhoAmI,
 };
+use ferrite_proto::digest::to_hex;
 use ferrite_proto::problem::{Code, Problem};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use super::{Answer, ApiError, App, Body, Query};
-use crate::access::caller::Caller;
+use crate::access::caller::{Caller, actor};
+use crate::access::registry::check_name;
+use crate::clock;
 
 /// Lines of the audit log in one answer.
 const MOST_LINES: u32 = 1000;
+/// Days that a client certificate holds.
+const YEAR: u32 = 365;
+const MOST_DAYS: u32 = 3650;
 
 /// `GET /v1/whoami`
 pub(crate) async fn who_am_i(caller: Caller) -> Answer<WhoAmI> {
@@ -54,6 +61,54 @@ pub(crate) async fn revoke_token(
 ) -> Result<StatusCode, ApiError> {
     app.registry().revoke_token(&name).await?;
     tracing::info!(token = name, "token revoked");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `GET /v1/certificates`
+pub(crate) async fn certificates(State(app): State<Arc<App>>) -> Answer<CertificateList> {
+    Ok(Json(CertificateList {
+        ca: app.authority.pem.clone(),
+        items: app.registry().certificates()?,
+    }))
+}
+
+/// `POST /v1/certificates`
+pub(crate) async fn create_certificate(
+    State(app): State<Arc<App>>,
+    Body(asked): Body<NewCertificate>,
+) -> Result<(StatusCode, Json<Certificate>), ApiError> {
+    check_name(&asked.name)?;
+    let days = asked.days.unwrap_or(YEAR);
+    if !(1..=MOST_DAYS).contains(&days) {
+        let what = format!("days is not from 1 to {MOST_DAYS}");
+        return Err(Problem::new(Code::RequestInvalid, what, "leave it out for a year").into());
+    }
+    let issued = app.authority.issue_client(&asked.name, &asked.csr, days);
+    let issued = issued.map_err(|error| {
+        let advice = "send PKCS #10 in PEM with a key of P-256, P-384, Ed25519 or RSA";
+        Problem::new(Code::RequestInvalid, error.to_string(), advice)
+    })?;
+    let made = Certificate {
+        name: asked.name,
+        grants: asked.grants,
+        fingerprint: to_hex(&Sha256::digest(&issued.der)),
+        pem: issued.pem,
+        created_by: actor().to_string(),
+        created: clock::now(),
+        expires: issued.expires,
+    };
+    app.registry().add_certificate(&made).await?;
+    tracing::info!(certificate = made.name, "client certificate issued");
+    Ok((StatusCode::CREATED, Json(made)))
+}
+
+/// `DELETE /v1/certificates/{certificate}`
+pub(crate) async fn revoke_certificate(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    app.registry().revoke_certificate(&name).await?;
+    tracing::info!(certificate = name, "client certificate revoked");
     Ok(StatusCode::NO_CONTENT)
 }
 

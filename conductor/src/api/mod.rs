@@ -5,6 +5,8 @@ pub(crate) mod access;
 #[cfg(test)]
 mod access_tests;
 pub(crate) mod agent;
+#[cfg(test)]
+mod certificate_tests;
 pub(crate) mod daemon;
 pub(crate) mod openapi;
 mod operations;
@@ -40,6 +42,7 @@ use crate::hosts::Hosts;
 use crate::lifecycle::driver::Driver;
 use crate::lifecycle::execute::World;
 use crate::seeing::calls;
+use crate::tls::Authority;
 
 /// Bytes of a request's body.
 const BODY: usize = 1 << 20;
@@ -64,6 +67,8 @@ pub(crate) struct App {
     pub(crate) driver: Arc<Driver>,
     /// Hex SHA-256 of the operators' token.
     pub(crate) admin_sha256: String,
+    /// Issues client certificates.
+    pub(crate) authority: Arc<Authority>,
     /// How long a poll may be held.
     pub(crate) poll_seconds: u32,
     /// Between check-ins of a daemon.
@@ -145,6 +150,14 @@ fn access_routes() -> Router<Arc<App>> {
         .route("/v1/whoami", get(access::who_am_i))
         .route("/v1/tokens", get(access::tokens).post(access::create_token))
         .route("/v1/tokens/{token}", delete(access::revoke_token))
+        .route(
+            "/v1/certificates",
+            get(access::certificates).post(access::create_certificate),
+        )
+        .route(
+            "/v1/certificates/{certificate}",
+            delete(access::revoke_certificate),
+        )
         .route("/v1/roles", get(access::roles))
         .route(
             "/v1/roles/{subject}",

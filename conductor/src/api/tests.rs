@@ -27,7 +27,7 @@ use crate::lifecycle::order::Reach;
 use crate::lifecycle::record::Limits;
 use crate::seal::Sealer;
 use crate::store::database::Database;
-use crate::token;
+use crate::{tls, token};
 
 pub(super) const ADMIN: &str = "the-operators-token-of-this-very-test";
 const UUID: &str = "00000000-0000-4000-8000-000000000001";
@@ -102,6 +102,9 @@ impl Conductor {
             world,
             driver,
             admin_sha256: token::sha256(ADMIN),
+            authority: tls::load_or_create(&dir.join("tls"), &[])
+                .unwrap()
+                .authority,
             poll_seconds: 1,
             check_in_seconds: 30,
             stop,

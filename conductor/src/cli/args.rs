@@ -82,6 +82,9 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: HostCommand,
     },
+    /// Say who may do what, and read what they did.
+    #[command(flatten)]
+    Access(super::access::AccessCommand),
     /// Work with resources.
     #[command(flatten)]
     Resources(Verb),

@@ -1,6 +1,7 @@
 //! The command line: a thin client of the API. What it prints goes to standard output, what went
 //! wrong to standard error: `error: … [code]`, then `help: …`.
 
+pub(crate) mod access;
 mod apply;
 pub(crate) mod args;
 pub(crate) mod client;
@@ -61,6 +62,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Host { command } => {
             let client = Client::open(connection)?;
             return host::run(&client, command, connection.output).await;
+        }
+        Command::Access(command) => {
+            let client = Client::open(connection)?;
+            return access::run(&client, command, connection.output).await;
         }
         Command::Resources(verb) => {
             let client = Client::open(connection)?;

@@ -1,7 +1,8 @@
 //! What the calls about who may do what take and answer.
 
 use ferrite_proto::access::{
-    AuditList, Binding, BindingList, CreatedToken, Grants, NewToken, TokenList, WhoAmI,
+    AuditList, Binding, BindingList, Certificate, CertificateList, CreatedToken, Grants,
+    NewCertificate, NewToken, TokenList, WhoAmI,
 };
 use serde_json::json;
 
@@ -10,6 +11,7 @@ use super::Document;
 /// Describes them.
 pub(super) fn describe(all: &mut Document) {
     tokens(all);
+    certificates(all);
     roles(all);
     let summary = "Who the caller is, and may do what.";
     all.call("GET", "/v1/whoami", "whoAmI", summary)
@@ -30,6 +32,22 @@ fn tokens(all: &mut Document) {
         .or(&[409]);
     let path = "/v1/tokens/{token}";
     all.call("DELETE", path, "revokeToken", "Revokes a token, at once.")
+        .answers_otherwise(204, None, "It holds no more.");
+}
+
+fn certificates(all: &mut Document) {
+    let path = "/v1/certificates";
+    let summary = "The CA, and client certificates that hold.";
+    all.call("GET", path, "listCertificates", summary)
+        .answers::<CertificateList>(200, "By name.");
+    let summary = "Issues a client certificate.";
+    all.call("POST", path, "createCertificate", summary)
+        .body::<NewCertificate>()
+        .answers::<Certificate>(201, "The certificate.")
+        .or(&[409]);
+    let path = "/v1/certificates/{certificate}";
+    let summary = "Revokes a client certificate, at once.";
+    all.call("DELETE", path, "revokeCertificate", summary)
         .answers_otherwise(204, None, "It holds no more.");
 }
 
