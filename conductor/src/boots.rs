@@ -34,13 +34,59 @@ pub(crate) struct Sighting {
 /// The armed tickets.
 pub(crate) struct Boots {
     reach: Reach,
-    hosts: Mutex<HashMap<String, Entry>>,
+    known: Mutex<Known>,
     sightings: mpsc::Sender<Sighting>,
 }
 
 impl fmt::Debug for Boots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Boots")
+    }
+}
+
+/// The hosts, and by what a machine or a BMC is known as one of them.
+#[derive(Debug, Default)]
+struct Known {
+    hosts: HashMap<String, Entry>,
+    by_mac: HashMap<Mac, String>,
+    /// By the SHA-256 of what the ISO's URL carries.
+    by_iso: HashMap<String, String>,
+}
+
+impl Known {
+    fn of_mac(&self, mac: Mac) -> Option<&String> {
+        self.by_mac.get(&mac)
+    }
+
+    fn of_iso(&self, token: &str) -> Option<&String> {
+        self.by_iso.get(&token::sha256(token))
+    }
+
+    /// What led to the host leads nowhere any more.
+    fn unlink(&mut self, name: &str) {
+        let Some(entry) = self.hosts.get(name) else {
+            return;
+        };
+        if let Some(mac) = entry.mac
+            && self.by_mac.get(&mac).is_some_and(|known| known == name)
+        {
+            self.by_mac.remove(&mac);
+        }
+        if let Some(token) = &entry.iso_token {
+            self.by_iso.remove(&token::sha256(token.expose()));
+        }
+    }
+
+    fn link(&mut self, name: &str) {
+        let Some(entry) = self.hosts.get(name) else {
+            return;
+        };
+        self.by_mac
+            .extend(entry.mac.map(|mac| (mac, name.to_owned())));
+        let token = entry.iso_token.as_ref();
+        let digest = token.map(|token| token::sha256(token.expose()));
+        self.by_iso
+            .extend(digest.map(|digest| (digest, name.to_owned())));
     }
 }
 
@@ -65,14 +111,14 @@ impl Boots {
         let (sightings, receiver) = mpsc::channel(1024);
         let boots = Self {
             reach,
-            hosts: Mutex::default(),
+            known: Mutex::default(),
             sightings,
         };
         (boots, receiver)
     }
 
-    fn hosts(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
-        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes over what is stored of a host.
@@ -84,13 +130,20 @@ impl Boots {
             let ticket = kept.ticket.clone()?;
             Some((ticket, boot.expires_at))
         });
-        let mut hosts = self.hosts();
-        let entry = hosts.entry(stored.record.host.name.clone()).or_default();
+        let name = &stored.record.host.name;
+        let mac = stored.record.host.spec.boot_mac;
+        let mut known = self.known();
+        let entry = known.hosts.entry(name.clone()).or_default();
+        let same = entry.mac == mac && entry.iso_token == kept.iso_token;
+        if !same {
+            known.unlink(name);
+        }
+        let entry = known.hosts.entry(name.clone()).or_default();
         if ticket.is_some() && entry.ticket != ticket {
             entry.bytes = 0;
             entry.last.clear();
         }
-        entry.mac = stored.record.host.spec.boot_mac;
+        entry.mac = mac;
         entry.powered =
             armed.is_some_and(|boot| matches!(boot.phase, BootPhase::PowerAsked { .. }));
         entry.iso_token.clone_from(&kept.iso_token);
@@ -99,16 +152,21 @@ impl Boots {
             Some(BootFlavour::Ordinary) | None => Flavour::Ordinary,
         };
         entry.ticket = ticket;
+        if !same {
+            known.link(name);
+        }
     }
 
     /// Forgets a host.
     pub(crate) fn forget(&self, name: &str) {
-        self.hosts().remove(name);
+        let mut known = self.known();
+        known.unlink(name);
+        known.hosts.remove(name);
     }
 
     /// Bytes that the present boot took over the network.
     pub(crate) fn bytes(&self, name: &str) -> u64 {
-        self.hosts().get(name).map_or(0, |entry| entry.bytes)
+        self.known().hosts.get(name).map_or(0, |entry| entry.bytes)
     }
 
     fn parameters(&self, ticket: &Secret<String>) -> BootParameters {
@@ -120,9 +178,16 @@ impl Boots {
         }
     }
 
-    fn saw(&self, is_it: impl Fn(&Entry) -> bool, bytes: u64, what: String) {
-        let mut hosts = self.hosts();
-        let Some((name, entry)) = hosts.iter_mut().find(|(_, entry)| is_it(entry)) else {
+    fn saw_mac(&self, mac: Mac, bytes: u64, what: String) {
+        self.saw(|known| known.of_mac(mac), bytes, what);
+    }
+
+    fn saw(&self, who: impl for<'a> Fn(&'a Known) -> Option<&'a String>, bytes: u64, what: String) {
+        let mut known = self.known();
+        let Some(name) = who(&known).cloned() else {
+            return;
+        };
+        let Some(entry) = known.hosts.get_mut(&name) else {
             return;
         };
         if entry.ticket.is_none() {
@@ -134,7 +199,7 @@ impl Boots {
         }
         entry.last.clone_from(&what);
         let sighting = Sighting {
-            host: name.clone(),
+            host: name,
             at: clock::now(),
             what,
         };
@@ -145,8 +210,9 @@ impl Boots {
 
 impl BootDirectory for Boots {
     fn answer(&self, who: &Requester) -> BootAnswer {
-        let hosts = self.hosts();
-        let Some(entry) = hosts.values().find(|entry| entry.mac == Some(who.mac)) else {
+        let known = self.known();
+        let entry = known.of_mac(who.mac).and_then(|name| known.hosts.get(name));
+        let Some(entry) = entry else {
             return BootAnswer::Unknown;
         };
         match &entry.ticket {
@@ -158,12 +224,8 @@ impl BootDirectory for Boots {
     }
 
     fn iso(&self, token: &str) -> Option<(Flavour, BootParameters)> {
-        let digest = token::sha256(token);
-        let hosts = self.hosts();
-        let entry = hosts.values().find(|entry| {
-            let kept = entry.iso_token.as_ref();
-            kept.is_some_and(|kept| token::is(kept.expose(), &digest))
-        })?;
+        let known = self.known();
+        let entry = known.hosts.get(known.of_iso(token)?)?;
         // The BMC may read on after the ticket was used; the words then open nothing any more.
         let ticket = entry.ticket.as_ref().map(|(ticket, _)| ticket.clone());
         let ticket = ticket.unwrap_or_else(|| Secret::new("x".repeat(43)));
@@ -171,11 +233,10 @@ impl BootDirectory for Boots {
     }
 
     fn note(&self, event: NetbootEvent) {
-        let of = |mac: Mac| move |entry: &Entry| entry.mac == Some(mac);
         match event {
-            NetbootEvent::Dhcp { mac, .. } => self.saw(of(mac), 0, "DHCP".to_owned()),
+            NetbootEvent::Dhcp { mac, .. } => self.saw_mac(mac, 0, "DHCP".to_owned()),
             NetbootEvent::Script { mac, answer } => {
-                self.saw(of(mac), 0, format!("iPXE script ({answer})"));
+                self.saw_mac(mac, 0, format!("iPXE script ({answer})"));
             }
             NetbootEvent::Tftp {
                 mac: Some(mac),
@@ -188,14 +249,14 @@ impl BootDirectory for Boots {
                 name,
                 bytes,
                 ..
-            } => self.saw(of(mac), bytes, name),
+            } => self.saw_mac(mac, bytes, name),
             NetbootEvent::Tftp { mac: None, .. } | NetbootEvent::File { mac: None, .. } => {}
             NetbootEvent::Iso { token, bytes } => {
-                let is_it = |entry: &Entry| {
-                    let kept = entry.iso_token.as_ref();
-                    kept.is_some_and(|kept| kept.expose() == &token)
-                };
-                self.saw(is_it, bytes, "the ISO being read".to_owned());
+                self.saw(
+                    |known| known.of_iso(&token),
+                    bytes,
+                    "the ISO being read".to_owned(),
+                );
             }
         }
     }

@@ -420,6 +420,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether nothing changed but when power was last read: a host at rest costs no writes.
+fn is_same(before: &Stored, after: &mut Stored) -> bool {
+    let read_at = after.record.run.power_at;
+    after.record.run.power_at = before.record.run.power_at;
+    let same = *after == *before;
+    after.record.run.power_at = read_at;
+    same
+}
+
 fn shown(live: &Live, stored: &Stored) -> Host {
     let mut host = stored.record.host.clone();
     let seen = live.seen();

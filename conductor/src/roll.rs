@@ -97,6 +97,8 @@ pub(crate) struct Seen {
     pub(crate) agent: Option<Timestamp>,
     /// The daemon.
     pub(crate) daemon: Option<Timestamp>,
+    /// The BMC, telling the power that is stored.
+    pub(crate) power: Option<Timestamp>,
 }
 
 impl Live {
@@ -115,6 +117,11 @@ impl Live {
         let ticked = lock(&self.progress);
         let ticked = ticked.as_ref().filter(|ticked| ticked.order == order);
         ticked.map(|ticked| ticked.progress.clone())
+    }
+
+    /// Power was read, and is as before.
+    pub(crate) fn hear_power(&self, at: Option<Timestamp>) {
+        lock(&self.seen).power = at;
     }
 
     /// It was heard; what is earlier than what is known changes nothing.

@@ -217,6 +217,7 @@ impl Change {
             daemon.used = true;
         }
         let before = self.record.host.status.daemon.take();
+        let known = before.clone();
         let booted = before
             .as_ref()
             .filter(|status| status.boot_id == report.boot_id)
@@ -231,7 +232,7 @@ impl Change {
             report.cloud_init.stage,
             CloudInitStage::Done | CloudInitStage::Failed
         );
-        self.record.host.status.daemon = Some(DaemonStatus {
+        let mut status = DaemonStatus {
             seen_at: self.now,
             boot_id: report.boot_id,
             booted_at: booted,
@@ -239,7 +240,15 @@ impl Change {
             kernel: report.kernel,
             agent_version: report.agent_version,
             cloud_init: report.cloud_init,
-        });
+        };
+        if let Some(known) = known {
+            // A check-in without news is no change: contacts are kept apart.
+            let told_at = std::mem::replace(&mut status.seen_at, known.seen_at);
+            if status != known {
+                status.seen_at = told_at;
+            }
+        }
+        self.record.host.status.daemon = Some(status);
         // In `provisioned` an error of cloud-init stays to be seen; before, it only took long.
         let late = self.record.state() == HostState::Provisioning && ended;
         self.clear_error_of(|code| code == Code::DaemonSilent || (late && code == Code::CloudInit));

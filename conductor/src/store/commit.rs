@@ -390,6 +390,13 @@ impl<'a> Batch<'a> {
         for run in &with.runs {
             self.enter_run(host, run).await?;
         }
+        // Now and then the log is cut: often enough, and not at each line.
+        if !with.events.is_empty() && revision.is_multiple_of(64) {
+            let sql = "DELETE FROM events WHERE host = $1 AND id <= (SELECT id FROM events \
+                       WHERE host = $1 ORDER BY id DESC LIMIT 1 OFFSET $2)";
+            let values = vec![(&shown.name).into(), EVENTS_KEPT.into()];
+            self.session.run(sql, values).await?;
+        }
         Ok(())
     }
 
@@ -413,11 +420,6 @@ impl<'a> Batch<'a> {
         let sql = "DELETE FROM runs WHERE uid = $1 AND id <= (SELECT id FROM runs WHERE uid = $1 \
                    ORDER BY id DESC LIMIT 1 OFFSET $2)";
         let values = vec![(&shown.uid).into(), RUNS_KEPT.into()];
-        self.session.run(sql, values).await?;
-        // Its log is cut at the same time: often enough, and not at each line.
-        let sql = "DELETE FROM events WHERE host = $1 AND id <= (SELECT id FROM events \
-                   WHERE host = $1 ORDER BY id DESC LIMIT 1 OFFSET $2)";
-        let values = vec![(&shown.name).into(), EVENTS_KEPT.into()];
         self.session.run(sql, values).await?;
         Ok(())
     }
