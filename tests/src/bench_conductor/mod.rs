@@ -99,6 +99,8 @@ struct Report {
 /// Measures and prints.
 pub async fn run(args: &BenchArgs) -> Result<()> {
     swarm::raise_file_limit()?;
+    // An error says that it is installed already.
+    drop(rustls::crypto::ring::default_provider().install_default());
     let times = Times::new(args);
     let target = target_dir()?;
     let ferrite = match &args.ferrite {

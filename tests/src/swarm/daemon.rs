@@ -20,9 +20,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs for as long as the OS does.
 pub(super) async fn run(machine: &Machine, shared: &Shared, config: DaemonConfig) {
-    let dialled = shared
-        .exchange
-        .dial(&config.url, &shared.settings.servers, config.ca);
+    let dialled = shared.exchange.dial(
+        machine.number,
+        &config.url,
+        &shared.settings.servers,
+        config.ca,
+    );
     let Ok(dial) = dialled else { return };
     let key = key(machine);
     machine.keep_key(key.clone());

@@ -25,8 +25,15 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// A client of a conductor at `url`, or at one of `others` when that does not answer.
-    pub(super) fn dial(&self, url: &str, others: &[String], pin: CaPin) -> Result<Dial> {
+    /// A client of a conductor at `url`, or at one of `others` when that does not answer. With
+    /// several, the machine's number says which is tried first.
+    pub(super) fn dial(
+        &self,
+        number: u32,
+        url: &str,
+        others: &[String],
+        pin: CaPin,
+    ) -> Result<Dial> {
         let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
         let tls = match settings.get(&pin.0) {
             Some(tls) => tls.clone(),
@@ -43,10 +50,11 @@ impl Exchange {
             .context("making a client")?;
         let first = url.trim_end_matches('/').to_owned();
         let others = others.iter().filter(|other| **other != first).cloned();
+        let urls: Arc<[String]> = std::iter::once(first.clone()).chain(others).collect();
         Ok(Dial {
             client,
-            urls: std::iter::once(first.clone()).chain(others).collect(),
-            at: 0,
+            at: usize::try_from(number)? % urls.len(),
+            urls,
         })
     }
 }

@@ -56,9 +56,12 @@ struct Running<'a> {
 /// Runs until the machine shall be left. An agent that is refused waits for ever, as the real one
 /// does: only another boot helps.
 pub(super) async fn run(machine: &Machine, shared: &Shared, words: &BootParameters) -> Departure {
-    let dialled = shared
-        .exchange
-        .dial(&words.url, &shared.settings.servers, words.ca);
+    let dialled = shared.exchange.dial(
+        machine.number,
+        &words.url,
+        &shared.settings.servers,
+        words.ca,
+    );
     let Ok(dial) = dialled else {
         return std::future::pending().await;
     };

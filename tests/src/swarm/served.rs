@@ -40,7 +40,12 @@ impl Served {
     /// Starts one with its state below `dir`, and waits until it answers. `extra` is TOML that is
     /// added to its configuration.
     pub async fn start(binary: &Path, dir: &Path, extra: &str) -> Result<Self> {
-        let (api, http) = (free_port()?, free_port()?);
+        Self::start_at(free_port()?, binary, dir, extra).await
+    }
+
+    /// The same with its API at a port that is known before.
+    pub async fn start_at(api: u16, binary: &Path, dir: &Path, extra: &str) -> Result<Self> {
+        let http = free_port()?;
         let served = Self {
             binary: binary.to_owned(),
             dir: dir.to_owned(),
