@@ -3,7 +3,7 @@
 
 PACKAGES := qemu-system-x86 ovmf seabios ipxe ipxe-qemu musl-tools gcc libc6-dev \
 	iproute2 util-linux kmod e2fsprogs dosfstools mtools gdisk fdisk xorriso zstd xz-utils \
-	busybox-static dropbear-bin postgresql \
+	busybox-static dropbear-bin postgresql python3-venv \
 	mmdebstrap grub-pc-bin grub-efi-amd64-bin grub-common systemd-boot-efi ca-certificates
 
 TARGET := $(CURDIR)/target
@@ -18,7 +18,7 @@ AS_ROOT := $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)")
 # The whole workspace each time: with fewer crates, cargo would build their dependencies anew.
 E2E := $(AS_ROOT) $(CARGO) test --workspace --test e2e
 
-.PHONY: openapi demo test test-all unit bench-deploy bench-conductor lint deps build agent boot os sudo clean help
+.PHONY: openapi demo test test-all unit bench-deploy bench-conductor failover lint deps build agent boot os sudo clean help
 
 help:
 	@echo "make demo       one virtual host, from powered off to a running OS (KEEP=1 leaves the lab up)"
@@ -26,6 +26,7 @@ help:
 	@echo "make test-all   every case, in parts (PART=name runs one)"
 	@echo "make bench-deploy   deploy a 2.5 GiB image twice and print where the time went"
 	@echo "make bench-conductor   the conductor with 1,000 to 10,000 hosts, and Ironic beside it (QUICK=1: shorter)"
+	@echo "make failover   three conductors on PostgreSQL, the busiest killed every 30 s under 200 deployments"
 	@echo "make lint       formatting and lints, warnings denied"
 
 demo: deps build boot os
@@ -35,11 +36,18 @@ test: deps lint unit build boot os
 	$(E2E) -- --short
 
 test-all: deps $(if $(PART),,lint unit) build boot os
+	$(if $(PART),,@$(MAKE) --no-print-directory failover)
 	$(E2E) -- $(if $(PART),--part $(PART),--all)
+
+# The long form: 200 deployments, and every 30 s a kill of the conductor that drives most hosts.
+failover:
+	$(CARGO) build --workspace --bins
+	FERRITE_LONG=1 $(CARGO) test --workspace --test replicas -- --nocapture
 
 unit:
 	$(CARGO) build --workspace --bins
-	$(AS_ROOT) $(CARGO) test --workspace --lib --bins --test tidy --test lab --test swarm
+	$(AS_ROOT) $(CARGO) test --workspace --lib --bins --test tidy --test lab \
+		--test swarm --test replicas
 
 bench-deploy: deps build boot
 	@$(MAKE) --no-print-directory $(TARGET)/lab/bench.raw.json
