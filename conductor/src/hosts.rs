@@ -135,6 +135,48 @@ impl Hosts {
         }
     }
 
+    /// A host that was just read, with its last contacts.
+    pub(crate) fn seen(&self, host: &Host) -> Host {
+        let mut host = host.clone();
+        if let Some(live) = self.live(&host.name) {
+            note_contacts(&live, &mut host);
+        }
+        host
+    }
+
+    /// What a change would make of a host. Nothing is stored, nobody is woken.
+    pub(crate) fn preview(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut Change) -> Result<(), Problem>,
+    ) -> Result<Host, Problem> {
+        let stored = self.stored(name)?;
+        let mut draft = Change::new(stored.record.clone(), stored.kept.clone(), clock::now());
+        change(&mut draft)?;
+        Ok(self.seen(&draft.record.host))
+    }
+
+    /// Whether no other host has this one's name, NIC or BMC: what the store would say.
+    pub(crate) fn is_free(&self, host: &Host) -> Result<(), Problem> {
+        let all = self.all();
+        let others = all.iter().map(|stored| &stored.record.host);
+        for other in others.filter(|other| other.uid != host.uid) {
+            let (ours, its) = (&host.spec, &other.spec);
+            let what = if other.name == host.name {
+                "name"
+            } else if ours.boot_mac.is_some() && ours.boot_mac == its.boot_mac {
+                "boot MAC"
+            } else if ours.bmc.address.eq_ignore_ascii_case(&its.bmc.address) {
+                "BMC address"
+            } else {
+                continue;
+            };
+            let owner = format!("host {:?}", other.name);
+            return Err(problem_of(&StoreError::Exists { what, owner }));
+        }
+        Ok(())
+    }
+
     /// A host's log.
     pub(crate) async fn events(&self, name: &str, limit: u32) -> Result<Vec<HostEvent>, Problem> {
         self.stored(name)?;
@@ -151,6 +193,16 @@ impl Hosts {
     /// The place of the last line of all hosts' logs.
     pub(crate) async fn log_end(&self) -> Result<u64, Problem> {
         self.store.log_end().await.map_err(|e| problem_of(&e))
+    }
+
+    /// Lines of all hosts' logs before a place, newest first.
+    pub(crate) async fn log_before(
+        &self,
+        before: u64,
+        limit: u32,
+    ) -> Result<Vec<LogLine>, Problem> {
+        let lines = self.store.log_before(before, limit).await;
+        lines.map_err(|e| problem_of(&e))
     }
 
     /// A host's inventory, once it was inspected.
@@ -431,6 +483,11 @@ fn is_same(before: &Stored, after: &mut Stored) -> bool {
 
 fn shown(live: &Live, stored: &Stored) -> Host {
     let mut host = stored.record.host.clone();
+    note_contacts(live, &mut host);
+    host
+}
+
+fn note_contacts(live: &Live, host: &mut Host) {
     let seen = live.seen();
     if let (Some(agent), Some(at)) = (&mut host.status.agent, seen.agent) {
         agent.seen_at = agent.seen_at.max(at);
@@ -443,7 +500,6 @@ fn shown(live: &Live, stored: &Stored) -> Host {
     {
         step.progress = progress;
     }
-    host
 }
 
 fn log_events(host: &str, events: &[HostEvent]) {

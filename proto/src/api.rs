@@ -32,6 +32,7 @@ use crate::resource::{ApiVersion, ListMetadata};
 
 /// Where the seconds of a host went.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Timeline {
     /// Its runs, newest last; the one under way has no end.
     pub runs: Vec<Run>,
@@ -80,6 +81,48 @@ pub struct HostEvent {
 pub struct EventList {
     /// The events.
     pub events: Vec<HostEvent>,
+}
+
+/// A line of the log of all hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Event {
+    /// Its place in the log.
+    pub id: u64,
+    /// When.
+    pub at: jiff::Timestamp,
+    /// Which host.
+    pub host: String,
+    /// Whose host.
+    pub project: String,
+    /// `state`, `step`, `error`, `alarm`, `log`, `request`, …
+    pub kind: String,
+    /// In words.
+    pub text: String,
+}
+
+/// The kind of [`FleetEvents`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum FleetEventKind {
+    /// Events.
+    #[default]
+    EventList,
+}
+
+/// A page of the log of all hosts, newest last. `continue` leads to older ones.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct FleetEvents {
+    /// The version of this form.
+    pub api_version: ApiVersion,
+    /// `EventList`.
+    pub kind: FleetEventKind,
+    /// As of when; `resourceVersion` is a place in the log.
+    pub metadata: ListMetadata,
+    /// Newest last.
+    pub items: Vec<Event>,
 }
 
 /// The kind of a [`HostList`].
@@ -150,6 +193,12 @@ pub struct Version {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ErrorBody {
+    /// `urn:ferrite:problem:` and the code.
+    #[serde(default, rename = "type")]
+    pub kind: String,
+    /// The code in words.
+    #[serde(default)]
+    pub title: String,
     /// HTTP status.
     pub status: u16,
     /// Stable code.
@@ -159,6 +208,9 @@ pub struct ErrorBody {
     /// What a person can do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
+    /// Which part of the body it is about: `spec.bmc.address`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
     /// The call's number, as the conductor's log has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,

@@ -191,6 +191,14 @@ pub struct HostSpec {
     /// The image to run. Setting it provisions the host, removing it deprovisions it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageRef>,
+    /// An [`Image`](crate::catalog::Image) to run. What it stands for when the host is written is
+    /// kept in `image`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_name: Option<String>,
+    /// A [`Profile`](crate::catalog::Profile): what is not said here is taken from it when the
+    /// host is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
     /// How the deployed OS is started.
     #[serde(default)]
     pub boot_method: BootMethod,
@@ -262,6 +270,8 @@ impl HostSpec {
             root_device_default: RootDeviceDefault::default(),
             automated_cleaning: AutomatedCleaning::default(),
             image: None,
+            image_name: None,
+            profile: None,
             boot_method: BootMethod::default(),
             externally_provisioned: false,
             detached: false,
@@ -528,6 +538,7 @@ pub struct DaemonStatus {
 
 /// What was done with a host from one rest to the next, and where the seconds went.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Run {
     /// Which host.
     pub host: String,

@@ -120,6 +120,14 @@ codes! {
     HostNotFound = "host-not-found", Operator;
     /// The request cannot be understood.
     RequestInvalid = "request-invalid", Operator;
+    /// What stands behind the `?` cannot be used.
+    QueryInvalid = "query-invalid", Operator;
+    /// `If-Match` or `If-None-Match` does not hold.
+    PreconditionFailed = "precondition-failed", Operator;
+    /// The idempotency key was used for another request.
+    IdempotencyKeyReused = "idempotency-key-reused", Operator;
+    /// More calls than are served.
+    TooManyRequests = "too-many-requests", Retry;
     /// No or a wrong token.
     Unauthorized = "unauthorized", Operator;
     /// It is known who calls, and they may not.

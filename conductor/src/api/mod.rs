@@ -5,34 +5,46 @@ pub(crate) mod access;
 #[cfg(test)]
 mod access_tests;
 pub(crate) mod agent;
+pub(crate) mod body;
+pub(crate) mod catalog;
 #[cfg(test)]
 mod certificate_tests;
 pub(crate) mod daemon;
+pub(crate) mod error;
+pub(crate) mod events;
+pub(crate) mod hosts;
+pub(crate) mod list;
 pub(crate) mod openapi;
 mod operations;
 pub(crate) mod operator;
+pub(crate) mod preconditions;
 #[cfg(test)]
 mod resource_tests;
+pub(crate) mod resources;
 pub(crate) mod seeing;
+pub(crate) mod select;
+pub(crate) mod tasks;
 #[cfg(test)]
 mod tests;
+pub(crate) mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request};
-use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::{delete, get, post, put};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use ferrite_proto::agent_api;
-use ferrite_proto::api::ErrorBody;
+use ferrite_proto::catalog::{Cluster, Image, Profile};
 use ferrite_proto::problem::{Code, Problem};
-use serde::de::DeserializeOwned;
 
+pub(crate) use self::body::{Body, Query};
+pub(crate) use self::error::ApiError;
+use self::resources::Resource;
+use self::watch::Watchers;
 use crate::access::door::{self, Door};
 use crate::access::registry::Registry;
 use crate::access::table::TABLE;
@@ -80,13 +92,13 @@ pub(crate) struct App {
 /// All calls.
 pub(crate) fn router(app: Arc<App>) -> Router {
     let operator = Router::new()
-        .route("/v1/hosts", get(operator::list).post(operator::add))
+        .route("/v1/hosts", get(hosts::list).post(hosts::create))
         .route(
             "/v1/hosts/{name}",
-            get(operator::get)
-                .put(operator::put)
-                .patch(operator::patch)
-                .delete(operator::delete),
+            get(hosts::get)
+                .put(hosts::put)
+                .patch(hosts::patch)
+                .delete(hosts::delete),
         )
         .route("/v1/hosts/{name}/provision", post(operator::provision))
         .route("/v1/hosts/{name}/deprovision", post(operator::deprovision))
@@ -101,6 +113,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/hosts/{name}/events", get(operator::events))
         .route("/v1/hosts/{name}/inventory", get(operator::inventory))
         .route("/v1/hosts/{name}/timeline", get(operator::timeline))
+        .route("/v1/events", get(events::list))
+        .route("/v1/tasks", get(tasks::list))
         .route("/v1/version", get(operator::version))
         .route("/openapi.json", get(openapi::serve))
         .merge(seeing_routes())
@@ -115,11 +129,15 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .layer(DefaultBodyLimit::max(STRANGERS_BODY))
         .layer(middleware::from_fn(in_good_time));
     operator
+        .merge(documents::<Image>("/v1/images"))
+        .merge(documents::<Profile>("/v1/profiles"))
+        .merge(documents::<Cluster>("/v1/clusters"))
         .merge(check_in)
         .layer(DefaultBodyLimit::max(BODY))
         .merge(strangers)
         .merge(poll)
         .fallback(nothing_here)
+        .layer(Extension(Watchers::default()))
         .layer(middleware::from_fn_with_state(
             Door {
                 app: Arc::clone(&app),
@@ -180,6 +198,19 @@ async fn with_version(mut answer: Response) -> Response {
     answer
 }
 
+/// The calls of a kind that is a document.
+fn documents<R: Resource>(path: &str) -> Router<Arc<App>> {
+    Router::new()
+        .route(path, get(resources::list::<R>).post(resources::create::<R>))
+        .route(
+            &format!("{path}/{{name}}"),
+            get(resources::get::<R>)
+                .put(resources::put::<R>)
+                .patch(resources::patch::<R>)
+                .delete(resources::delete::<R>),
+        )
+}
+
 /// A stranger that sends its body by the drop does not hold a connection for long.
 async fn in_good_time(request: Request, next: Next) -> Response {
     let answer = tokio::time::timeout(STRANGERS_TIME, next.run(request)).await;
@@ -193,99 +224,9 @@ async fn nothing_here() -> Response {
     ApiError(Problem::new(
         Code::RequestInvalid,
         "there is no such call",
-        "see the list of calls in proto/src/api.rs",
+        "/openapi.json describes the calls",
     ))
     .with(StatusCode::NOT_FOUND)
-}
-
-/// An error as RFC 9457 wants it.
-#[derive(Debug)]
-pub(crate) struct ApiError(pub(crate) Problem);
-
-impl ApiError {
-    /// Answered with this status.
-    pub(crate) fn with(self, status: StatusCode) -> Response {
-        let body = ErrorBody {
-            status: status.as_u16(),
-            code: self.0.code,
-            detail: self.0.message,
-            advice: (!self.0.advice.is_empty()).then_some(self.0.advice),
-            request_id: calls::current(),
-        };
-        let kind = [(header::CONTENT_TYPE, "application/problem+json")];
-        (status, kind, Json(body).into_response().into_body()).into_response()
-    }
-}
-
-impl From<Problem> for ApiError {
-    fn from(problem: Problem) -> Self {
-        Self(problem)
-    }
-}
-
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let status = match self.0.code {
-            Code::HostNotFound | Code::NotFound => StatusCode::NOT_FOUND,
-            Code::HostExists
-            | Code::AlreadyExists
-            | Code::Conflict
-            | Code::Protected
-            | Code::PlanChanged => StatusCode::CONFLICT,
-            Code::RequestInvalid => StatusCode::UNPROCESSABLE_ENTITY,
-            Code::Unauthorized => StatusCode::UNAUTHORIZED,
-            Code::AgentTicketRefused | Code::Forbidden => StatusCode::FORBIDDEN,
-            Code::RevisionGone => StatusCode::GONE,
-            Code::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        if status.is_server_error() {
-            tracing::error!(problem = %self.0, "a call failed");
-        }
-        self.with(status)
-    }
-}
-
-/// A JSON body; what cannot be read is answered like every other error.
-#[derive(Debug)]
-pub(crate) struct Body<T>(pub(crate) T);
-
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
-    type Rejection = Response;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
-        match Json::from_request(request, state).await {
-            Ok(Json(value)) => Ok(Self(value)),
-            Err(rejection) => Err(unreadable(&rejection)),
-        }
-    }
-}
-
-fn unreadable(rejection: &JsonRejection) -> Response {
-    let problem = Problem::new(
-        Code::RequestInvalid,
-        format!("the body cannot be used: {}", rejection.body_text()),
-        "send JSON as described in proto/src/api.rs",
-    );
-    ApiError(problem).with(rejection.status())
-}
-
-/// What stands behind the `?`.
-#[derive(Debug)]
-pub(crate) struct Query<T>(pub(crate) T);
-
-impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
-    type Rejection = Response;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
-        let read = axum::extract::Query::from_request_parts(parts, state).await;
-        read.map(|axum::extract::Query(value)| Self(value))
-            .map_err(|rejection: QueryRejection| {
-                let text = format!("the query cannot be used: {}", rejection.body_text());
-                let problem = Problem::new(Code::RequestInvalid, text, "");
-                ApiError(problem).with(rejection.status())
-            })
-    }
 }
 
 /// An answer as JSON.

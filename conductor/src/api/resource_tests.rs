@@ -1,7 +1,15 @@
 //! Hosts as resources: what `PUT` and `PATCH` take, change and refuse.
 
-use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
 
+use axum::body::Body as HttpBody;
+use axum::http::Request;
+use serde_json::{Value, json};
+use tokio_stream::StreamExt;
+use tower::ServiceExt;
+
+use super::router;
 use super::tests::{ADMIN, Conductor};
 
 fn manifest(name: &str, nic: u8) -> Value {
@@ -99,4 +107,310 @@ async fn a_manifest_that_means_something_else_is_refused() {
         let (status, said) = code(&conductor, "PUT", "/v1/hosts/a", &bad).await;
         assert_eq!((status, said.as_str()), (422, "request-invalid"), "{bad}");
     }
+}
+
+impl Conductor {
+    /// A call with one more header.
+    async fn with(&self, method: &str, path: &str, header: (&str, &str), body: &Value) -> u16 {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", "application/merge-patch+json")
+            .header("authorization", format!("Bearer {ADMIN}"))
+            .header(header.0, header.1)
+            .body(HttpBody::from(body.to_string()))
+            .unwrap();
+        let app = Arc::clone(&self.app);
+        let reply = router(app).oneshot(request).await.unwrap();
+        reply.status().as_u16()
+    }
+
+    /// A stream of events, each as its type and its object.
+    async fn watch(&self, path: &str) -> impl futures_util::Stream<Item = (String, Value)> + Unpin {
+        let request = Request::get(path)
+            .header("authorization", format!("Bearer {ADMIN}"))
+            .body(HttpBody::empty())
+            .unwrap();
+        let app = Arc::clone(&self.app);
+        let reply = router(app).oneshot(request).await.unwrap();
+        assert_eq!(reply.status(), 200, "{path}");
+        assert_eq!(reply.headers()["content-type"], "text/event-stream");
+        let body = reply.into_body().into_data_stream();
+        Box::pin(body.map(|chunk| {
+            let text = String::from_utf8(chunk.unwrap().to_vec()).unwrap();
+            let data = text.lines().find_map(|line| line.strip_prefix("data: "));
+            let data: Value = serde_json::from_str(data.unwrap()).unwrap();
+            let word = data["type"].as_str().unwrap().to_owned();
+            (word, data["object"].clone())
+        }))
+    }
+}
+
+/// The next event of a host: its type and its name.
+async fn next(events: &mut (impl futures_util::Stream<Item = (String, Value)> + Unpin)) -> String {
+    loop {
+        let waited = tokio::time::timeout(Duration::from_secs(10), events.next());
+        let (word, object) = waited.await.unwrap().unwrap();
+        if word != "BOOKMARK" {
+            return format!("{word} {}", object["metadata"]["name"].as_str().unwrap());
+        }
+    }
+}
+
+fn names(list: &Value) -> Vec<&str> {
+    let items = list["items"].as_array().unwrap();
+    let name = |item: &Value| item["metadata"]["name"].as_str().map(str::to_owned);
+    assert!(items.iter().all(|item| name(item).is_some()));
+    let all = items
+        .iter()
+        .filter_map(|item| item["metadata"]["name"].as_str());
+    all.collect()
+}
+
+#[tokio::test]
+async fn a_list_comes_in_pages_and_by_selectors() {
+    let dir = tempfile::tempdir().unwrap();
+    let conductor = Conductor::start(dir.path()).await;
+    for (nic, name) in ["a", "b", "c"].into_iter().enumerate() {
+        let mut host = manifest(name, u8::try_from(nic).unwrap());
+        host["metadata"]["labels"] = json!({"rack": format!("r{nic}")});
+        conductor.admin("POST", "/v1/hosts", host).await;
+    }
+    let get = async |query: &str| {
+        let path = format!("/v1/hosts?{query}");
+        conductor.admin("GET", &path, Value::Null).await
+    };
+    let first = get("limit=2").await;
+    assert_eq!(names(&first), ["a", "b"]);
+    let next = first["metadata"]["continue"].as_str().unwrap();
+    let second = get(&format!("limit=2&continue={next}")).await;
+    assert_eq!(names(&second), ["c"]);
+    assert!(second["metadata"].get("continue").is_none());
+    assert_eq!(
+        names(&get("label_selector=rack%20in%20(r0,r2)").await),
+        ["a", "c"]
+    );
+    assert_eq!(
+        names(&get("field_selector=metadata.name!=a").await),
+        ["b", "c"]
+    );
+    assert_eq!(names(&get("project=other").await), [""; 0]);
+    for bad in [
+        "limit=0",
+        "limit=1001",
+        "continue=x",
+        "label_selector=(",
+        "watched=true",
+    ] {
+        let path = format!("/v1/hosts?{bad}");
+        let (status, said) = code(&conductor, "GET", &path, &Value::Null).await;
+        assert_eq!((status, said.as_str()), (400, "query-invalid"), "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn a_dry_run_says_what_would_be_and_stores_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let conductor = Conductor::start(dir.path()).await;
+    let dry = "/v1/hosts/a?dry_run=true";
+    let would = conductor.admin("PUT", dry, manifest("a", 1)).await;
+    assert_eq!(would["spec"]["bmc"]["address"], "redfish://b1");
+    let (status, _) = code(&conductor, "GET", "/v1/hosts/a", &Value::Null).await;
+    assert_eq!(status, 404);
+    conductor.admin("POST", "/v1/hosts", manifest("a", 1)).await;
+    let patch = json!({"spec": {"boot_mode": "bios"}});
+    let would = conductor.admin("PATCH", dry, patch).await;
+    assert_eq!(would["metadata"]["generation"], 2);
+    let is = conductor.admin("GET", "/v1/hosts/a", Value::Null).await;
+    assert_eq!(is["metadata"]["generation"], 1);
+    // What the store would refuse, a dry run refuses.
+    let taken = manifest("b", 1);
+    let (status, said) = code(&conductor, "POST", "/v1/hosts?dry_run=true", &taken).await;
+    assert_eq!((status, said.as_str()), (409, "host-exists"));
+}
+
+#[tokio::test]
+async fn preconditions_are_honoured() {
+    let dir = tempfile::tempdir().unwrap();
+    let conductor = Conductor::start(dir.path()).await;
+    let any = ("if-match", "*");
+    let absent = ("if-none-match", "*");
+    let host = manifest("a", 1);
+    assert_eq!(conductor.with("PUT", "/v1/hosts/a", any, &host).await, 412);
+    assert_eq!(
+        conductor.with("PUT", "/v1/hosts/a", absent, &host).await,
+        201
+    );
+    assert_eq!(
+        conductor.with("PUT", "/v1/hosts/a", absent, &host).await,
+        412
+    );
+    let stale = ("if-match", "\"0\"");
+    let patch = json!({"metadata": {"labels": {"a": "b"}}});
+    assert_eq!(
+        conductor.with("PATCH", "/v1/hosts/a", stale, &patch).await,
+        412
+    );
+    assert_eq!(
+        conductor.with("DELETE", "/v1/hosts/a", stale, &patch).await,
+        412
+    );
+    assert_eq!(
+        conductor.with("PATCH", "/v1/hosts/a", any, &patch).await,
+        200
+    );
+}
+
+#[tokio::test]
+async fn a_watch_tells_what_is_and_what_comes_and_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let conductor = Conductor::start(dir.path()).await;
+    conductor.admin("POST", "/v1/hosts", manifest("a", 1)).await;
+    let mut all = conductor.watch("/v1/hosts?watch=true").await;
+    assert_eq!(next(&mut all).await, "ADDED a");
+    let selected = "/v1/hosts?watch=true&label_selector=rack=r2";
+    let mut selected = conductor.watch(selected).await;
+    let list = conductor.admin("GET", "/v1/hosts", Value::Null).await;
+    let version = list["metadata"]["resourceVersion"].as_str().unwrap();
+    conductor.admin("POST", "/v1/hosts", manifest("b", 2)).await;
+    let patch = json!({"metadata": {"labels": {"rack": "r2"}}});
+    conductor.admin("PATCH", "/v1/hosts/b", patch).await;
+    assert_eq!(next(&mut selected).await, "ADDED b");
+    let patch = json!({"metadata": {"labels": {"rack": "r3"}}});
+    conductor.admin("PATCH", "/v1/hosts/b", patch).await;
+    loop {
+        match next(&mut selected).await.as_str() {
+            "MODIFIED b" => {}
+            other => break assert_eq!(other, "DELETED b"),
+        }
+    }
+    // From where the list was, nothing is missed.
+    let path = format!("/v1/hosts?watch=true&resource_version={version}");
+    let mut later = conductor.watch(&path).await;
+    while next(&mut later).await != "MODIFIED b" {}
+    conductor.admin("DELETE", "/v1/hosts/a", Value::Null).await;
+    while next(&mut later).await != "DELETED a" {}
+}
+
+fn image(url: &str) -> Value {
+    let digest = format!("sha256:{}", "0".repeat(64));
+    json!({"apiVersion": "ferrite/v1", "kind": "Image", "metadata": {"name": "os"},
+        "spec": {"url": url, "digest": digest}})
+}
+
+#[tokio::test]
+async fn documents_are_resources_like_hosts() {
+    let dir = tempfile::tempdir().unwrap();
+    let conductor = Conductor::start(dir.path()).await;
+    let first = image("http://images/1");
+    let made = conductor.admin("POST", "/v1/images", first.clone()).await;
+    assert_eq!(made["kind"], "Image");
+    assert_eq!(made["metadata"]["generation"], 1);
+    let (status, said) = code(&conductor, "POST", "/v1/images", &first).await;
+    assert_eq!((status, said.as_str()), (409, "already-exists"));
+    let same = conductor.admin("PUT", "/v1/images/os", made.clone()).await;
+    assert_eq!(same, made);
+    let patch = json!({"spec": {"url": "http://images/2"}});
+    let changed = conductor.admin("PATCH", "/v1/images/os", patch).await;
+    assert_eq!(changed["metadata"]["generation"], 2);
+    // What was read before is no longer what is there.
+    let (status, _) = code(&conductor, "PUT", "/v1/images/os", &made).await;
+    assert_eq!(status, 409);
+    let bad = json!({"spec": {"format": "raww"}});
+    let (status, said) = code(&conductor, "PATCH", "/v1/images/os", &bad).await;
+    assert_eq!((status, said.as_str()), (422, "request-invalid"));
+    let list = conductor.admin("GET", "/v1/images", Value::Null).await;
+    assert_eq!(
+        (names(&list), list["kind"].as_str()),
+        (vec!["os"], Some("ImageList"))
+    );
+    let (status, _) = code(&conductor, "DELETE", "/v1/images/os", &Value::Null).await;
+    assert_eq!(status, 204);
+    let (status, said) = code(&conductor, "GET", "/v1/images/os", &Value::Null).await;
+    assert_eq!((status, said.as_str()), (404, "not-found"));
+}
+
+#[tokio::test]
+async fn a_host_takes_what_an_image_and_a_profile_stand_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let conductor = Conductor::start(dir.path()).await;
+    conductor
+        .admin("POST", "/v1/images", image("http://images/1"))
+        .await;
+    let profile = json!({"apiVersion": "ferrite/v1", "kind": "Profile",
+        "metadata": {"name": "db"},
+        "spec": {"defaults": {"boot_mode": "bios", "image_name": "os"}}});
+    conductor.admin("POST", "/v1/profiles", profile).await;
+    let mut host = manifest("a", 1);
+    host["spec"]["profile"] = json!("db");
+    let made = conductor.admin("PUT", "/v1/hosts/a", host.clone()).await;
+    assert_eq!(made["spec"]["boot_mode"], "bios");
+    assert_eq!(made["spec"]["image"]["url"], "http://images/1");
+    // A new meaning of the name is taken when the host is written, not before.
+    let patch = json!({"spec": {"url": "http://images/2"}});
+    conductor.admin("PATCH", "/v1/images/os", patch).await;
+    let label = json!({"metadata": {"labels": {"x": "y"}}});
+    let same = conductor.admin("PATCH", "/v1/hosts/a", label).await;
+    assert_eq!(same["spec"]["image"]["url"], "http://images/1");
+    let again = conductor.admin("PUT", "/v1/hosts/a", host.clone()).await;
+    assert_eq!(again["spec"]["image"]["url"], "http://images/2");
+    let none = json!({"spec": {"image": null}});
+    let gone = conductor.admin("PATCH", "/v1/hosts/a", none).await;
+    assert!(gone["spec"].get("image_name").is_none() && gone["spec"]["image"].is_null());
+    host["spec"]["profile"] = json!("nothing");
+    let (status, said) = code(&conductor, "PUT", "/v1/hosts/a", &host).await;
+    assert_eq!((status, said.as_str()), (422, "request-invalid"));
+}
+
+#[tokio::test]
+async fn the_log_of_all_hosts_is_read_backwards_and_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let conductor = Conductor::start(dir.path()).await;
+    for (nic, name) in (1..).zip(["a", "b"]) {
+        conductor
+            .admin("POST", "/v1/hosts", manifest(name, nic))
+            .await;
+    }
+    let get = async |query: &str| {
+        let path = format!("/v1/events?{query}");
+        conductor.admin("GET", &path, Value::Null).await
+    };
+    let (mut seen, mut query) = (Vec::new(), "limit=1&host=a&kind=state".to_owned());
+    let first = get(&query).await;
+    for _ in 0..100 {
+        let page = get(&query).await;
+        for item in page["items"].as_array().unwrap() {
+            assert_eq!(
+                (&item["host"], &item["kind"]),
+                (&json!("a"), &json!("state"))
+            );
+            seen.push(item["id"].as_u64().unwrap());
+        }
+        let Some(next) = page["metadata"]["continue"].as_str() else {
+            break;
+        };
+        query = format!("limit=1&host=a&kind=state&continue={next}");
+    }
+    assert!(
+        !seen.is_empty() && seen.is_sorted_by(|newer, older| newer > older),
+        "{seen:?}"
+    );
+    let at = first["metadata"]["resourceVersion"].as_str().unwrap();
+    let path = format!("/v1/events?watch=true&host=b&resource_version={at}");
+    let mut events = conductor.watch(&path).await;
+    conductor
+        .admin("POST", "/v1/hosts/b/retry", Value::Null)
+        .await;
+    conductor.admin("DELETE", "/v1/hosts/b", Value::Null).await;
+    let heard = tokio::time::timeout(Duration::from_secs(10), async {
+        loop {
+            let (word, object) = events.next().await.unwrap();
+            if word == "ADDED" && object["text"] == "delete" {
+                return object;
+            }
+        }
+    });
+    assert_eq!(heard.await.unwrap()["host"], "b");
+    let tasks = conductor.admin("GET", "/v1/tasks", Value::Null).await;
+    assert!(names(&tasks).contains(&"a"), "{tasks}");
 }

@@ -64,7 +64,7 @@ pub(crate) async fn run(
             shown(&answer, output, |_| format!("{name}: deleting\n"))?;
         }
         HostCommand::List => {
-            let all: HostList = client.get("/v1/hosts").await?;
+            let all = all(client).await?;
             shown(&all, output, |all| show::table(&all.items))?;
         }
         HostCommand::Show { name } => {
@@ -100,6 +100,19 @@ pub(crate) async fn run(
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Every page of the list.
+async fn all(client: &Client) -> anyhow::Result<HostList> {
+    let mut all: HostList = client.get("/v1/hosts").await?;
+    while let Some(next) = all.metadata.next.take() {
+        // Base64url: nothing in it is to be escaped.
+        let call = format!("/v1/hosts?continue={next}");
+        let page: HostList = client.get(&call).await?;
+        all.items.extend(page.items);
+        all.metadata.next = page.metadata.next;
+    }
+    Ok(all)
 }
 
 pub(super) fn shown<T: serde::Serialize>(

@@ -94,6 +94,7 @@ impl Change {
         }
         let mut spec = self.record.host.spec.clone();
         spec.image = Some(asked.image);
+        spec.image_name = None;
         spec.root_device_hints = asked.root_device_hints.unwrap_or(spec.root_device_hints);
         spec.boot_method = asked.boot_method.unwrap_or(spec.boot_method);
         let mut secrets = self.kept.host.clone();
@@ -121,6 +122,7 @@ impl Change {
         if spec.image.take().is_none() {
             return Ok(());
         }
+        spec.image_name = None;
         self.check_step(&spec)?;
         self.kept.host = only_bmc_password(std::mem::take(&mut self.kept.host));
         self.set_spec(spec);

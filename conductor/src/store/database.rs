@@ -232,6 +232,13 @@ impl Store for Database {
         })
     }
 
+    fn log_before(&self, before: u64, limit: u32) -> StoreFuture<'_, Vec<LogLine>> {
+        let sql = "SELECT host, at, kind, text, id FROM events WHERE id < $1 ORDER BY id DESC \
+                   LIMIT $2";
+        let values = vec![before.into(), i64::from(limit).into()];
+        Box::pin(self.read(sql, values, rows::line))
+    }
+
     fn audit(&self, after: u64, limit: u32) -> StoreFuture<'_, Vec<AuditLine>> {
         let sql = "SELECT id, revision, project, body, hash FROM audit WHERE id > $1 \
                    ORDER BY id LIMIT $2";

@@ -255,6 +255,8 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     fn log(&self, after: u64, limit: u32) -> StoreFuture<'_, Vec<LogLine>>;
     /// The place of the last line of all hosts' logs; 0 when there is none.
     fn log_end(&self) -> StoreFuture<'_, u64>;
+    /// Lines of all hosts' logs before a place, newest first.
+    fn log_before(&self, before: u64, limit: u32) -> StoreFuture<'_, Vec<LogLine>>;
     /// Lines of the audit log after a place, oldest first.
     fn audit(&self, after: u64, limit: u32) -> StoreFuture<'_, Vec<AuditLine>>;
     /// The end of the audit log; none while it is empty.

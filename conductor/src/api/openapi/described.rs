@@ -3,16 +3,21 @@
 use ferrite_proto::agent_api::{
     CheckIn, CheckInReply, Enroll, EnrollReply, Hello, HelloReply, Poll, PollReply,
 };
-use ferrite_proto::api::{EventList, Explanation, HostList, LogLines, Provision, Version};
+use ferrite_proto::api::{
+    EventList, Explanation, FleetEvents, HostList, LogLines, Provision, Timeline, Version,
+};
+use ferrite_proto::catalog::{Cluster, ClusterList, Image, ImageList, Profile, ProfileList};
 use ferrite_proto::host::{Host, HostManifest};
+use ferrite_proto::inventory::Inventory;
 use ferrite_proto::operation::{Approve, Clean, Rescue, RescuePassword, Service};
+use ferrite_proto::task::TaskList;
 use serde_json::{Value, json};
 
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::Document;
+use super::{Call, Document};
 
 /// Any JSON object: a merge patch may lack everything.
 struct AnyObject;
@@ -28,11 +33,12 @@ impl PartialSchema for AnyObject {
 impl ToSchema for AnyObject {}
 
 /// What calls are grouped by.
-pub(super) const TAGS: [(&str, &str); 3] = [
+pub(super) const TAGS: [(&str, &str); 4] = [
     (
         "hosts",
         "Servers: what is wanted of them, what is seen of them.",
     ),
+    ("catalog", "What hosts are given by name."),
     ("conductor", "The conductor itself."),
     (
         "agent",
@@ -44,7 +50,8 @@ pub(super) const TAGS: [(&str, &str); 3] = [
 pub(super) fn tag(path: &str) -> &'static str {
     match path.split('/').nth(2) {
         Some("agent" | "daemon") => "agent",
-        Some("hosts") => "hosts",
+        Some("hosts" | "events" | "tasks") => "hosts",
+        Some("images" | "profiles" | "clusters") => "catalog",
         _ => "conductor",
     }
 }
@@ -94,15 +101,68 @@ pub(super) fn describe(all: &mut Document) {
     operations(all);
     seeing(all);
     work_on_a_host(all);
+    fleet(all);
+    resources::<Image, ImageList>(all, "images", "Image");
+    resources::<Profile, ProfileList>(all, "profiles", "Profile");
+    resources::<Cluster, ClusterList>(all, "clusters", "Cluster");
     conductor(all);
     agents(all);
 }
 
+/// What every list takes.
+fn listed(call: Call<'_>) -> Call<'_> {
+    const WATCH: &str = "Follow changes as server-sent events instead of listing.";
+    const VERSION: &str = "Where a watch goes on: the `resourceVersion` of a list. Without it the \
+                           watch begins with everything.";
+    let text = json!({"type": "string", "maxLength": 4096});
+    let version = json!({"type": "string", "pattern": "^[0-9]{0,18}$"});
+    call.query(
+        "limit",
+        &count(1, 1000),
+        "Things on a page; 1000 when absent.",
+    )
+    .query(
+        "continue",
+        &json!({"type": "string"}),
+        "From the page before.",
+    )
+    .query("label_selector", &text, "`a=b,c!=d,e in (x,y),!f`")
+    .query("field_selector", &text, "`status.state=available`")
+    .query("project", &text, "Only of this project.")
+    .query("watch", &json!({"type": "boolean"}), WATCH)
+    .query("resource_version", &version, VERSION)
+    .header(
+        "Last-Event-ID",
+        &version,
+        "Of the last event heard, when a watch goes on.",
+    )
+    .streams()
+}
+
+fn dry_run(call: Call<'_>) -> Call<'_> {
+    const WHAT: &str = "Answer what would be stored, and store nothing.";
+    call.query("dry_run", &json!({"type": "boolean"}), WHAT)
+}
+
+/// A change of what the caller has seen.
+fn conditional(call: Call<'_>) -> Call<'_> {
+    let tag = json!({"type": "string"});
+    dry_run(call)
+        .header(
+            "If-Match",
+            &tag,
+            "The `ETag` of what was read; `*` for whatever is there.",
+        )
+        .or(&[409, 412])
+}
+
 fn hosts(all: &mut Document) {
-    all.call("GET", "/v1/hosts", "listHosts", "Hosts, by name.")
-        .answers::<HostList>(200, "The hosts that the caller may see.");
-    all.call("POST", "/v1/hosts", "createHost", "Enrols a host.")
+    let call = all.call("GET", "/v1/hosts", "listHosts", "Hosts, by name.");
+    listed(call.answers::<HostList>(200, "The hosts that the caller may see."));
+    let call = all.call("POST", "/v1/hosts", "createHost", "Enrols a host.");
+    dry_run(call)
         .body::<HostManifest>()
+        .answers::<Host>(200, "The host as it would be: a dry run.")
         .answers::<Host>(201, "The host.")
         .or(&[409]);
 }
@@ -110,27 +170,31 @@ fn hosts(all: &mut Document) {
 fn one_host(all: &mut Document) {
     const PATH: &str = "/v1/hosts/{name}";
     const WAIT: &str = "Seconds to wait for a version above `after`.";
+    const NONE: &str = "`*`: only when there is none yet.";
+    const AFTER: &str = "Answer once its version is above this one.";
     all.call("GET", PATH, "readHost", "A host.")
-        .query(
-            "after",
-            &count(0, i64::MAX as u64),
-            "Answer once its version is above this one.",
-        )
+        .query("after", &count(0, i64::MAX as u64), AFTER)
         .query("wait", &count(0, 60), WAIT)
         .answers::<Host>(200, "The host.");
     let summary = "What is wanted of a host, whole: enrols or changes it.";
-    all.call("PUT", PATH, "replaceHost", summary)
+    conditional(all.call("PUT", PATH, "replaceHost", summary))
+        .header(
+            "If-None-Match",
+            &json!({"type": "string", "enum": ["*"]}),
+            NONE,
+        )
         .body::<HostManifest>()
         .answers::<Host>(200, "The host as changed.")
-        .answers::<Host>(201, "The host, enrolled.")
-        .or(&[409]);
+        .answers::<Host>(201, "The host, enrolled.");
     let summary = "Changes a host by a JSON merge patch (RFC 7386).";
-    all.call("PATCH", PATH, "patchHost", summary)
+    conditional(all.call("PATCH", PATH, "patchHost", summary))
         .body_as::<AnyObject>(&["application/merge-patch+json", "application/json"])
-        .answers::<Host>(200, "The host as changed.")
-        .or(&[409]);
-    all.call("DELETE", PATH, "deleteHost", "Lets a host go.")
-        .answers_otherwise(202, None, "It is on its way.");
+        .answers::<Host>(200, "The host as changed.");
+    conditional(all.call("DELETE", PATH, "deleteHost", "Lets a host go.")).answers_otherwise(
+        202,
+        None,
+        "It is on its way.",
+    );
 }
 
 fn work_on_a_host(all: &mut Document) {
@@ -192,6 +256,89 @@ fn operations(all: &mut Document) {
     all.call("GET", &of("events"), "listEventsOfHost", "A host's log.")
         .query("limit", &count(0, u64::from(u32::MAX)), "At most so many.")
         .answers::<EventList>(200, "Newest last.");
+    let summary = "What the last inspection found.";
+    all.call("GET", &of("inventory"), "readInventory", summary)
+        .answers::<Inventory>(200, "The hardware.");
+    let summary = "Where the seconds went.";
+    all.call("GET", &of("timeline"), "readTimeline", summary)
+        .answers::<Timeline>(200, "Runs, newest last.");
+}
+
+/// A kind of document: `one` is how its operations are named.
+fn resources<R: ToSchema, L: ToSchema>(all: &mut Document, plural: &str, one: &str) {
+    let path = format!("/v1/{plural}");
+    let summary = format!("{one}s, by name.");
+    let call = all.call("GET", &path, &format!("list{one}s"), &summary);
+    listed(call.answers::<L>(200, "They are for all projects."));
+    let summary = format!("Makes a new {one}.");
+    dry_run(all.call("POST", &path, &format!("create{one}"), &summary))
+        .body::<R>()
+        .answers::<R>(200, "As it would be: a dry run.")
+        .answers::<R>(201, "As it is.")
+        .or(&[409]);
+    let path = format!("{path}/{{name}}");
+    all.call("GET", &path, &format!("read{one}"), &format!("One {one}."))
+        .answers::<R>(200, "As it is.");
+    let summary = format!("Makes or changes the {one}, whole.");
+    conditional(all.call("PUT", &path, &format!("replace{one}"), &summary))
+        .body::<R>()
+        .answers::<R>(200, "As changed.")
+        .answers::<R>(201, "As made.");
+    let summary = format!("Changes the {one} by a JSON merge patch (RFC 7386).");
+    conditional(all.call("PATCH", &path, &format!("patch{one}"), &summary))
+        .body_as::<AnyObject>(&["application/merge-patch+json", "application/json"])
+        .answers::<R>(200, "As changed.");
+    let summary = format!("Removes the {one}; hosts keep what it stood for.");
+    conditional(all.call("DELETE", &path, &format!("delete{one}"), &summary)).answers_otherwise(
+        204,
+        None,
+        "It is gone.",
+    );
+}
+
+fn fleet(all: &mut Document) {
+    let text = json!({"type": "string", "maxLength": 63});
+    let place = json!({"type": "string", "pattern": "^[0-9]{0,18}$"});
+    let time = json!({"type": "string", "format": "date-time"});
+    let call = all.call(
+        "GET",
+        "/v1/tasks",
+        "listTasks",
+        "What is under way on hosts.",
+    );
+    listed(call.answers::<TaskList>(200, "A task has its host's name."));
+    all.call("GET", "/v1/events", "listEvents", "The log of all hosts.")
+        .query(
+            "limit",
+            &count(1, 1000),
+            "At most so many; 200 when absent.",
+        )
+        .query(
+            "continue",
+            &place,
+            "From the page before, which is of newer lines.",
+        )
+        .query("host", &text, "Only of this host.")
+        .query("kind", &text, "Only of this kind.")
+        .query("project", &text, "Only of this project.")
+        .query("since", &time, "Not older than this.")
+        .query(
+            "watch",
+            &json!({"type": "boolean"}),
+            "Follow the log instead.",
+        )
+        .query(
+            "resource_version",
+            &place,
+            "Where a watch goes on; without it, from now.",
+        )
+        .header(
+            "Last-Event-ID",
+            &place,
+            "Of the last line heard, when a watch goes on.",
+        )
+        .answers::<FleetEvents>(200, "Newest last.")
+        .streams();
 }
 
 /// What is told by those who look on.

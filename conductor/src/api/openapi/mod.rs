@@ -240,6 +240,15 @@ impl Call<'_> {
         self
     }
 
+    /// The answer may be a stream of server-sent events instead.
+    fn streams(mut self) -> Self {
+        let stream = json!({"schema": {"type": "string",
+            "description": "Events `ADDED`, `MODIFIED`, `DELETED` and `BOOKMARK`, each with `id`, \
+                            the version, and `data`: `{\"type\", \"object\"}`."}});
+        self.operation()["responses"]["200"]["content"]["text/event-stream"] = stream;
+        self.or(&[410])
+    }
+
     /// May refuse so.
     fn refuses(&mut self, status: u16) {
         let problem = self.document.problem(status);

@@ -1,0 +1,288 @@
+//! Following changes: server-sent events from a version on. Each event's `id` is the revision, so
+//! that a client that was cut off goes on with `Last-Event-ID`.
+//!
+//! A reader that takes nothing for a while is cut off; one that is merely slow gets the last state
+//! of what it missed, not each one in between. There are so many watchers and no more.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use axum::response::sse::{Event, Sse};
+use axum::response::{IntoResponse, Response};
+use ferrite_proto::problem::{Code, Problem};
+use serde_json::{Value, json};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::App;
+use super::select::Selectors;
+use crate::access::caller::Visible;
+use crate::hosts::Changed;
+use crate::roll::What;
+
+/// Watchers at once.
+const WATCHERS: usize = 512;
+/// Events that wait for a reader.
+const WAITING: usize = 64;
+/// How long a reader may take nothing.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between signs of life.
+const HEARTBEAT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 15 });
+
+/// Slots for watchers.
+#[derive(Debug, Clone)]
+pub(crate) struct Watchers(Arc<Semaphore>);
+
+impl Default for Watchers {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(WATCHERS)))
+    }
+}
+
+impl Watchers {
+    /// A slot, if there is one.
+    pub(crate) fn slot(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        Arc::clone(&self.0).try_acquire_owned().map_err(|_| {
+            Problem::new(
+                Code::TooManyRequests,
+                format!("{WATCHERS} are watching already"),
+                "try again when another has ended",
+            )
+        })
+    }
+}
+
+/// Where a watch goes on: what the client heard last, or else what it asked for.
+pub(crate) fn from(headers: &HeaderMap, asked: Option<u64>) -> Option<u64> {
+    let last = headers.get("last-event-id");
+    let last = last.and_then(|value| value.to_str().ok()?.parse().ok());
+    last.or(asked)
+}
+
+/// A resource as it is now.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    /// Of its last change.
+    pub(crate) version: u64,
+    /// Whose it is.
+    pub(crate) project: String,
+    /// The resource.
+    pub(crate) json: Value,
+}
+
+/// What a watch is of.
+pub(crate) struct Source {
+    /// As it is among changes.
+    pub(crate) change_kind: &'static str,
+    /// As it is in resources.
+    pub(crate) kind: &'static str,
+    /// All names.
+    pub(crate) names: Box<dyn Fn(&App) -> Vec<String> + Send + Sync>,
+    /// One as it is now.
+    pub(crate) read: Box<dyn Fn(&App, &str) -> Option<Shown> + Send + Sync>,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source")
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Begins a watch.
+pub(crate) fn start(
+    app: &Arc<App>,
+    watchers: &Watchers,
+    source: Source,
+    visible: Visible,
+    selectors: Selectors,
+    from: Option<u64>,
+) -> Result<Response, Problem> {
+    let slot = watchers.slot()?;
+    // Heard of from here on, so that nothing is lost between what was and what comes.
+    let changes = app.hosts.changes();
+    let now = app.hosts.revision();
+    let missed = match from {
+        Some(revision) => Some(app.hosts.since(revision)?),
+        None => None,
+    };
+    let (sender, receiver) = mpsc::channel(WAITING);
+    let mut watch = Watch {
+        app: Arc::clone(app),
+        source,
+        visible,
+        selectors,
+        told: BTreeSet::new(),
+        at: from.unwrap_or(now),
+        sender,
+    };
+    tokio::spawn(async move {
+        // An end is an end, whoever made it.
+        let _ = watch.run(missed, changes).await;
+        drop(slot);
+    });
+    Ok(answer(receiver))
+}
+
+/// Events as they come.
+pub(crate) fn answer(receiver: mpsc::Receiver<Event>) -> Response {
+    use tokio_stream::StreamExt;
+    let events = ReceiverStream::new(receiver).map(Ok::<_, Infallible>);
+    Sse::new(events).into_response()
+}
+
+/// The reader is gone, or takes nothing.
+#[derive(Debug)]
+pub(crate) struct Ended;
+
+/// Hands an event to the reader.
+pub(crate) async fn tell(
+    sender: &mpsc::Sender<Event>,
+    word: &str,
+    id: u64,
+    object: &Value,
+) -> Result<(), Ended> {
+    let data = json!({"type": word, "object": object}).to_string();
+    let event = Event::default().event(word).id(id.to_string()).data(data);
+    match tokio::time::timeout(PATIENCE, sender.send(event)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(Ended),
+    }
+}
+
+/// A sign of life that says how far the watch is.
+pub(crate) async fn bookmark(
+    sender: &mpsc::Sender<Event>,
+    kind: &str,
+    id: u64,
+) -> Result<(), Ended> {
+    let object = json!({"apiVersion": "ferrite/v1", "kind": kind,
+        "metadata": {"resourceVersion": id.to_string()}});
+    tell(sender, "BOOKMARK", id, &object).await
+}
+
+struct Watch {
+    app: Arc<App>,
+    source: Source,
+    visible: Visible,
+    selectors: Selectors,
+    /// Names that the reader knows of, as far as we know.
+    told: BTreeSet<String>,
+    at: u64,
+    sender: mpsc::Sender<Event>,
+}
+
+impl Watch {
+    async fn run(
+        &mut self,
+        missed: Option<Vec<Changed>>,
+        mut changes: tokio::sync::broadcast::Receiver<Changed>,
+    ) -> Result<(), Ended> {
+        match missed {
+            Some(missed) => self.catch_up(missed).await?,
+            None => self.tell_all().await?,
+        }
+        bookmark(&self.sender, self.source.kind, self.at).await?;
+        let stop = self.app.stop.clone();
+        loop {
+            let next = tokio::select! {
+                next = changes.recv() => next,
+                () = tokio::time::sleep(HEARTBEAT) => {
+                    bookmark(&self.sender, self.source.kind, self.at).await?;
+                    continue;
+                }
+                () = stop.cancelled() => return Ok(()),
+                () = self.sender.closed() => return Err(Ended),
+            };
+            match next {
+                Ok(changed) => self.take(&changed).await?,
+                Err(RecvError::Lagged(_)) => self.after_lag().await?,
+                Err(RecvError::Closed) => return Ok(()),
+            }
+        }
+    }
+
+    /// Everything as it is, for a reader that knows nothing.
+    async fn tell_all(&mut self) -> Result<(), Ended> {
+        for name in (self.source.names)(&self.app) {
+            if let Some(shown) = self.seen(&name) {
+                tell(&self.sender, "ADDED", shown.version, &shown.json).await?;
+                self.told.insert(name);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the reader missed; what it saw before is not known, so it counts as seen.
+    async fn catch_up(&mut self, missed: Vec<Changed>) -> Result<(), Ended> {
+        for name in (self.source.names)(&self.app) {
+            if self.seen(&name).is_some() {
+                self.told.insert(name);
+            }
+        }
+        for changed in missed {
+            let known = self.visible.sees(&changed.project);
+            if known && changed.kind == self.source.change_kind {
+                self.told.insert(changed.name.clone());
+            }
+            self.take(&changed).await?;
+        }
+        Ok(())
+    }
+
+    async fn after_lag(&mut self) -> Result<(), Ended> {
+        let Ok(missed) = self.app.hosts.since(self.at) else {
+            let gone = json!({"code": Code::RevisionGone, "status": 410,
+                "detail": "the reader was too slow: list again"});
+            return tell(&self.sender, "ERROR", self.at, &gone)
+                .await
+                .and(Err(Ended));
+        };
+        for changed in missed {
+            self.take(&changed).await?;
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, changed: &Changed) -> Result<(), Ended> {
+        if changed.revision <= self.at {
+            return Ok(());
+        }
+        self.at = changed.revision;
+        if changed.kind != self.source.change_kind {
+            return Ok(());
+        }
+        let seen = self.seen(&changed.name);
+        let seen = seen.filter(|_| changed.what != What::Removed);
+        let name = &changed.name;
+        match seen {
+            // A later change is on its way, and says it all.
+            Some(shown) if shown.version > changed.revision => Ok(()),
+            Some(shown) => {
+                let new = self.told.insert(name.clone());
+                let word = if new { "ADDED" } else { "MODIFIED" };
+                tell(&self.sender, word, changed.revision, &shown.json).await
+            }
+            None if self.told.remove(name) => {
+                let gone = json!({
+                    "apiVersion": "ferrite/v1", "kind": self.source.kind,
+                    "metadata": {"name": name, "resourceVersion": changed.revision.to_string()},
+                });
+                tell(&self.sender, "DELETED", changed.revision, &gone).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// One as it is now, if the reader may see it and asked for it.
+    fn seen(&self, name: &str) -> Option<Shown> {
+        let shown = (self.source.read)(&self.app, name)?;
+        let meant = self.selectors.is_empty() || self.selectors.select_json(&shown.json);
+        (self.visible.sees(&shown.project) && meant).then_some(shown)
+    }
+}

@@ -1,0 +1,113 @@
+//! What hosts are given by name: images, profiles and clusters. They are for all projects.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::image::ImageRef;
+use crate::resource::{ApiVersion, ListMetadata, Metadata};
+
+macro_rules! resource {
+    ($(#[$doc:meta])* $name:ident, $kind:ident, $list:ident, $list_kind:ident, $spec:ty) => {
+        /// The kind.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+        pub enum $kind {
+            /// The only one.
+            #[default]
+            $name,
+        }
+
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+        #[serde(rename_all = "camelCase", deny_unknown_fields)]
+        pub struct $name {
+            /// The version of this form.
+            pub api_version: ApiVersion,
+            /// What it is.
+            pub kind: $kind,
+            /// Name, labels, annotations.
+            pub metadata: Metadata,
+            /// What it says.
+            pub spec: $spec,
+        }
+
+        /// The kind of a list.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+        pub enum $list_kind {
+            /// The only one.
+            #[default]
+            $list,
+        }
+
+        /// Several, by name.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+        #[serde(rename_all = "camelCase")]
+        pub struct $list {
+            /// The version of this form.
+            pub api_version: ApiVersion,
+            /// What it is.
+            pub kind: $list_kind,
+            /// As of when.
+            pub metadata: ListMetadata,
+            /// By name.
+            pub items: Vec<$name>,
+        }
+    };
+}
+
+resource!(
+    /// An image with a name: hosts say `spec.image_name`.
+    Image, ImageKind, ImageList, ImageListKind, ImageRef
+);
+resource!(
+    /// What hosts have in common: hosts say `spec.profile`.
+    Profile, ProfileKind, ProfileList, ProfileListKind, ProfileSpec
+);
+resource!(
+    /// A place to join. Kept and checked; hosts cannot join yet.
+    Cluster, ClusterKind, ClusterList, ClusterListKind, ClusterSpec
+);
+
+/// Of a [`Profile`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ProfileSpec {
+    /// What it is for, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Fields of a host's `spec`, taken where a manifest does not say otherwise, when it is
+    /// written: a later change of the profile changes no host by itself.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
+    pub defaults: Map<String, Value>,
+}
+
+/// Of a [`Cluster`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ClusterSpec {
+    /// What runs it.
+    #[serde(default)]
+    pub control_plane: ControlPlane,
+    /// Its API server: `https://host:6443`.
+    pub endpoint: String,
+    /// Its CA, as PEM; certificates only.
+    pub ca: String,
+}
+
+/// What runs a cluster.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum ControlPlane {
+    /// Any cluster that kubeadm made.
+    #[default]
+    Kubeadm,
+    /// A tenant control plane of Kamaji.
+    Kamaji,
+}
