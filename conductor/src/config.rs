@@ -8,6 +8,7 @@ use std::time::Duration;
 use ferrite_proto::secret::Secret;
 use serde::Deserialize;
 
+use crate::api::limits::Rate;
 use crate::lifecycle::record::Limits;
 use crate::netboot::{DhcpMode, DhcpProxy, DhcpServer, NetbootConfig};
 use crate::seeing::config::{RawMetrics, RawTraces, SeeingConfig, WebhookConfig};
@@ -38,6 +39,8 @@ pub(crate) struct Config {
     pub(crate) poll_seconds: u32,
     /// Between check-ins.
     pub(crate) check_in_seconds: u32,
+    /// How often each caller may call.
+    pub(crate) api_rate: Rate,
     /// Who looks on.
     pub(crate) seeing: SeeingConfig,
     /// All of it as it was written, defaults included.
@@ -104,6 +107,7 @@ struct Raw {
     log: LogConfig,
     netboot: RawNetboot,
     lifecycle: RawLifecycle,
+    api: Rate,
     metrics: RawMetrics,
     traces: RawTraces,
     #[serde(default)]
@@ -246,6 +250,7 @@ impl Raw {
             written,
             netboot: self.netboot.check(&self.state_dir)?,
             limits: self.lifecycle.limits()?,
+            api_rate: self.api.check()?,
             poll_seconds: at_least("lifecycle.poll_seconds", self.lifecycle.poll_seconds, 1)?,
             check_in_seconds: at_least(
                 "lifecycle.check_in_seconds",
@@ -294,6 +299,14 @@ impl RawStore {
             password_file: self.password_file,
             key,
         })
+    }
+}
+
+impl Rate {
+    fn check(self) -> Result<Self, ConfigError> {
+        at_least("api.calls_per_second", self.calls_per_second, 1)?;
+        at_least("api.calls_at_once", self.calls_at_once, 1)?;
+        Ok(self)
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::middleware;
 use ferrite_proto::problem::Code;
 use sd_notify::NotifyState;
 use sqlx::PgPool;
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::peer::Introduced;
 use crate::actor::Actor;
+use crate::api::limits::{self, Limiter};
 use crate::api::{self, App};
 use crate::boots::{Boots, Sighting};
 use crate::config::{Config, LogConfig, LogFormat};
@@ -313,7 +315,10 @@ async fn serve_https(
         config.names.clone(),
         tls.clone(),
     ));
-    let service = api::router(app).into_make_service_with_connect_info::<SocketAddr>();
+    let limiter = Limiter::new(config.api_rate);
+    let limited = middleware::from_fn_with_state(limiter, limits::limit);
+    let service = api::router(app).layer(limited);
+    let service = service.into_make_service_with_connect_info::<SocketAddr>();
     tracing::info!(listen = %config.listen, url = %config.url, "serving");
     let context = || format!("serving HTTPS on {}", config.listen);
     let door = axum_server::from_tcp_rustls(listener, tls).with_context(context)?;

@@ -12,6 +12,7 @@ use crate::boot::CaPin;
 use crate::digest::Digest;
 use crate::host::Host;
 use crate::mac::Mac;
+use crate::problem::Code;
 use crate::resource::ResourceVersion;
 use crate::size::ByteSize;
 
@@ -75,6 +76,15 @@ schema!(
                 .maximum(Some(i64::MAX))
         )
         .item(text("`8GiB`", "^[0-9]{1,6} ?(([kKmMgGtT]i?)?[bB])?$"))
+);
+
+schema!(
+    Code,
+    "Code",
+    ObjectBuilder::new()
+        .schema_type(SchemaType::Type(Type::String))
+        .description(Some("A stable code. New ones are added."))
+        .enum_values(Some(Code::ALL.iter().map(|code| code.as_str())))
 );
 
 impl PartialSchema for Host {

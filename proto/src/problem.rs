@@ -20,7 +20,6 @@ macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $text:literal, $class:ident;)*) => {
         /// The stable codes. A code never changes its meaning; new ones are added.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
         pub enum Code {
             $($(#[$doc])* #[serde(rename = $text)] $variant,)*
             /// A code of a newer peer.

@@ -108,6 +108,7 @@ pub(crate) const TABLE: &[Line] = &[
     administer("DELETE", "/v1/clusters/{name}"),
     view("GET", "/v1/events", Scope::Any),
     view("GET", "/v1/tasks", Scope::Any),
+    operate("DELETE", "/v1/tasks/{name}", Scope::Host),
     view("GET", "/v1/version", Scope::Any),
     view("GET", "/v1/whoami", Scope::Any),
     view("GET", "/v1/hosts/{name}/logs", Scope::Host),

@@ -13,6 +13,8 @@ pub(crate) mod daemon;
 pub(crate) mod error;
 pub(crate) mod events;
 pub(crate) mod hosts;
+pub(crate) mod idempotency;
+pub(crate) mod limits;
 pub(crate) mod list;
 pub(crate) mod openapi;
 mod operations;
@@ -43,6 +45,7 @@ use ferrite_proto::problem::{Code, Problem};
 
 pub(crate) use self::body::{Body, Query};
 pub(crate) use self::error::ApiError;
+use self::idempotency::Keys;
 use self::resources::Resource;
 use self::watch::Watchers;
 use crate::access::door::{self, Door};
@@ -115,6 +118,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/hosts/{name}/timeline", get(operator::timeline))
         .route("/v1/events", get(events::list))
         .route("/v1/tasks", get(tasks::list))
+        .route("/v1/tasks/{name}", delete(operations::abort))
         .route("/v1/version", get(operator::version))
         .route("/openapi.json", get(openapi::serve))
         .merge(seeing_routes())
@@ -132,6 +136,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .merge(documents::<Image>("/v1/images"))
         .merge(documents::<Profile>("/v1/profiles"))
         .merge(documents::<Cluster>("/v1/clusters"))
+        .layer(middleware::from_fn_with_state(
+            Keys::new(Arc::clone(&app)),
+            idempotency::once,
+        ))
         .merge(check_in)
         .layer(DefaultBodyLimit::max(BODY))
         .merge(strangers)

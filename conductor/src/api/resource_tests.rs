@@ -414,3 +414,38 @@ async fn the_log_of_all_hosts_is_read_backwards_and_followed() {
     let tasks = conductor.admin("GET", "/v1/tasks", Value::Null).await;
     assert!(names(&tasks).contains(&"a"), "{tasks}");
 }
+
+#[tokio::test]
+async fn a_post_that_is_sent_again_with_its_key_is_done_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let conductor = Conductor::start(dir.path()).await;
+    let post = async |key: &str, body: &Value| {
+        let request = Request::post("/v1/hosts")
+            .header("content-type", "application/json")
+            .header("authorization", format!("Bearer {ADMIN}"))
+            .header("idempotency-key", key)
+            .body(HttpBody::from(body.to_string()))
+            .unwrap();
+        let app = Arc::clone(&conductor.app);
+        let reply = router(app).oneshot(request).await.unwrap();
+        let again = reply.headers().contains_key("idempotency-replayed");
+        let status = reply.status().as_u16();
+        let bytes = axum::body::to_bytes(reply.into_body(), 1 << 20).await;
+        let body: Value = serde_json::from_slice(&bytes.unwrap()).unwrap();
+        (status, again, body)
+    };
+    let (status, again, made) = post("k1", &manifest("a", 1)).await;
+    assert_eq!((status, again), (201, false));
+    let (status, again, same) = post("k1", &manifest("a", 1)).await;
+    assert_eq!((status, again, &same), (201, true, &made));
+    let (status, _, other) = post("k1", &manifest("b", 2)).await;
+    assert_eq!(
+        (status, &other["code"]),
+        (422, &json!("idempotency-key-reused"))
+    );
+    let (status, _, taken) = post("k2", &manifest("a", 1)).await;
+    assert_eq!((status, &taken["code"]), (409, &json!("host-exists")));
+    // A refusal is an answer, too.
+    let (status, again, _) = post("k2", &manifest("a", 1)).await;
+    assert_eq!((status, again), (409, true));
+}

@@ -307,6 +307,10 @@ fn fleet(all: &mut Document) {
         "What is under way on hosts.",
     );
     listed(call.answers::<TaskList>(200, "A task has its host's name."));
+    let summary = "Stops what is under way on this host at the next safe point.";
+    all.call("DELETE", "/v1/tasks/{name}", "abortTask", summary)
+        .answers::<Host>(200, "The host.")
+        .or(&[409]);
     all.call("GET", "/v1/events", "listEvents", "The log of all hosts.")
         .query(
             "limit",
