@@ -173,12 +173,7 @@ async fn one(client: &Client, manifest: &Manifest, dry_run: bool) -> anyhow::Res
             let patch = patch(live, &wanted);
             let call = format!("{item}{query}");
             let (_, stored) = client.exchange(Method::PATCH, &call, Some(&patch)).await?;
-            let version = |of: &Value| of.pointer("/metadata/resourceVersion").cloned();
-            let same = if dry_run {
-                shown(live) == shown(&stored)
-            } else {
-                version(live) == version(&stored)
-            };
+            let same = is_same(live, &stored, dry_run);
             let outcome = if same {
                 Outcome::Unchanged
             } else {
@@ -193,6 +188,20 @@ async fn one(client: &Client, manifest: &Manifest, dry_run: bool) -> anyhow::Res
         live,
         stored,
     })
+}
+
+/// Whether nothing was asked that was not so. A host changes by itself meanwhile, so its version
+/// says nothing; its generation grows with what is wanted, secrets among it.
+fn is_same(live: &Value, stored: &Value, dry_run: bool) -> bool {
+    let of = |what: &str| (live["metadata"].get(what), stored["metadata"].get(what));
+    let alike = match of("generation") {
+        (None, _) | (_, None) => {
+            let (before, after) = of("resourceVersion");
+            dry_run || before == after
+        }
+        (before, after) => before == after,
+    };
+    alike && shown(live) == shown(stored)
 }
 
 /// Whether it says that there is no such thing.
@@ -288,10 +297,13 @@ fn difference(applied: &Applied) -> anyhow::Result<String> {
     let before = applied.live.as_ref().map(|live| yaml(&shown(live)));
     let before = before.transpose()?.unwrap_or_default();
     let after = yaml(&shown(&applied.stored))?;
-    if before == after {
-        return Ok(String::new());
-    }
     let title = &applied.title;
+    if before == after {
+        return Ok(match applied.outcome {
+            Outcome::Unchanged => String::new(),
+            Outcome::Created | Outcome::Configured => format!("secrets differ: {title}\n"),
+        });
+    }
     let diff = TextDiff::from_lines(&before, &after);
     let mut unified = diff.unified_diff();
     unified.header(&format!("live/{title}"), &format!("applied/{title}"));
@@ -374,6 +386,19 @@ mod tests {
              spec:\n-  boot_mac: m1\n+  boot_mac: m2\n"
         );
         applied.stored = resource("3", "m1");
+        assert_eq!(difference(&applied).unwrap(), "secrets differ: host/a\n");
+        applied.outcome = Outcome::Unchanged;
         assert_eq!(difference(&applied).unwrap(), "");
+    }
+
+    #[test]
+    fn what_a_host_does_by_itself_is_no_difference() {
+        let host = |version: &str, generation: u64| json!({"metadata": {"name": "a", "resourceVersion": version, "generation": generation}});
+        assert!(is_same(&host("1", 1), &host("9", 1), false));
+        assert!(!is_same(&host("1", 1), &host("2", 2), false));
+        let image = |version: &str| json!({"metadata": {"name": "i", "resourceVersion": version}});
+        assert!(is_same(&image("1"), &image("1"), false));
+        assert!(!is_same(&image("1"), &image("2"), false));
+        assert!(is_same(&image("1"), &image("2"), true));
     }
 }

@@ -27,7 +27,7 @@ pub(crate) enum Verb {
     Apply(Apply),
     /// Show what `apply` would change. 0: nothing, 1: something, more: it failed.
     ///
-    /// Secrets are never shown, so a secret that differs is not seen.
+    /// Secrets are never shown; that one differs is.
     Diff(Files),
     /// Show resources.
     Get(Get),
