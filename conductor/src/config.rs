@@ -56,6 +56,8 @@ pub(crate) struct StoreConfig {
     pub(crate) password_file: Option<PathBuf>,
     /// Where the key comes from.
     pub(crate) key: KeySource,
+    /// Keys of before, until everything is sealed anew.
+    pub(crate) old_keys: Vec<PathBuf>,
 }
 
 /// Where the key of the secrets comes from.
@@ -74,6 +76,7 @@ struct RawStore {
     password_file: Option<PathBuf>,
     key_file: Option<PathBuf>,
     key_command: Option<Vec<String>>,
+    old_key_files: Vec<PathBuf>,
 }
 
 /// Logs.
@@ -298,6 +301,7 @@ impl RawStore {
             url: self.url,
             password_file: self.password_file,
             key,
+            old_keys: self.old_key_files,
         })
     }
 }

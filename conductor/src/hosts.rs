@@ -282,9 +282,10 @@ impl Hosts {
         change.audit_person(None);
         let name = change.record.host.name.clone();
         let (host, with) = change.into_parts();
-        log_events(&name, &with.events);
+        let events = with.events.clone();
         let host = Box::new(host);
         self.write(Write::Add { host, with }).await?;
+        log_events(&name, &events);
         self.get(&name)
     }
 

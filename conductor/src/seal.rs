@@ -17,6 +17,8 @@ const NONCE: usize = 24;
 /// Seals and opens.
 pub(crate) struct Sealer {
     cipher: XChaCha20Poly1305,
+    /// Keys of before: they open, and seal nothing any more.
+    older: Vec<XChaCha20Poly1305>,
 }
 
 impl fmt::Debug for Sealer {
@@ -89,7 +91,10 @@ impl Sealer {
         let cipher = XChaCha20Poly1305::new_from_slice(&key).map_err(|_| SealError::KeyLength {
             path: path.to_owned(),
         })?;
-        Ok(Self { cipher })
+        Ok(Self {
+            cipher,
+            older: Vec::new(),
+        })
     }
 
     /// The key that a source gives. A file is made at the first start, if that is allowed.
@@ -146,7 +151,16 @@ impl Sealer {
             parsed.filter(|key| key.len() == 32)?
         };
         let cipher = XChaCha20Poly1305::new_from_slice(&key).ok()?;
-        Some(Self { cipher })
+        Some(Self {
+            cipher,
+            older: Vec::new(),
+        })
+    }
+
+    /// Opens what was sealed under an earlier key, too.
+    pub(crate) fn and_older(mut self, older: Self) -> Self {
+        self.older.push(older.cipher);
+        self
     }
 
     /// Seals for an owner; it opens for the same owner only.
@@ -171,13 +185,15 @@ impl Sealer {
             owner: owner.to_owned(),
         };
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE>().ok_or_else(error)?;
-        let payload = Payload {
+        let payload = || Payload {
             msg: sealed,
             aad: owner.as_bytes(),
         };
-        self.cipher
-            .decrypt(&XNonce::from(*nonce), payload)
-            .map_err(|_| error())
+        // A wrong key opens nothing: which one it was need not be written down.
+        std::iter::once(&self.cipher)
+            .chain(&self.older)
+            .find_map(|key| key.decrypt(&XNonce::from(*nonce), payload()).ok())
+            .ok_or_else(error)
     }
 }
 

@@ -20,7 +20,7 @@ use crate::actor::Actor;
 use crate::api::limits::{self, Limiter};
 use crate::api::{self, App};
 use crate::boots::{Boots, Sighting};
-use crate::config::{Config, LogConfig, LogFormat};
+use crate::config::{Config, LogConfig, LogFormat, StoreConfig};
 use crate::hosts::Hosts;
 use crate::lifecycle::driver::Driver;
 use crate::lifecycle::execute::{IsoUrl, World};
@@ -129,16 +129,21 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     served
 }
 
+/// The keys of what is secret. Only a conductor alone on its store makes one, at the first start.
+pub(crate) fn sealer(store: &StoreConfig, may_create: bool) -> anyhow::Result<Sealer> {
+    let mut sealer = Sealer::from_source(&store.key, may_create && store.url.is_none())?;
+    for path in &store.old_keys {
+        sealer = sealer.and_older(Sealer::load(path)?);
+    }
+    Ok(sealer)
+}
+
 /// The database: a file, or a server that others use, too.
-async fn open_store(config: &Config) -> anyhow::Result<(Database, Ownership)> {
-    let dir = &config.state_dir;
+pub(crate) async fn database(config: &Config, sealer: Sealer) -> anyhow::Result<Database> {
     let Some(url) = &config.store.url else {
-        let sealer = Sealer::from_source(&config.store.key, true)?;
-        let store = Database::sqlite(&dir.join("ferrite.db"), sealer).await?;
-        return Ok((store, Ownership::default()));
+        let file = config.state_dir.join("ferrite.db");
+        return Ok(Database::sqlite(&file, sealer).await?);
     };
-    // Another key than the other replicas' would be of no use.
-    let sealer = Sealer::from_source(&config.store.key, false)?;
     let mut options: PgConnectOptions = url
         .expose()
         .parse()
@@ -148,7 +153,15 @@ async fn open_store(config: &Config) -> anyhow::Result<(Database, Ownership)> {
             std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         options = options.password(password.trim_end());
     }
-    let store = Database::postgres(options, sealer).await?;
+    Ok(Database::postgres(options, sealer).await?)
+}
+
+async fn open_store(config: &Config) -> anyhow::Result<(Database, Ownership)> {
+    let dir = &config.state_dir;
+    let store = database(config, sealer(&config.store, true)?).await?;
+    if config.store.url.is_none() {
+        return Ok((store, Ownership::default()));
+    }
     if !replicas::shares_files(&store).await? {
         tls::load_or_create(&dir.join("tls"), &config.names)?;
         admin_token(&dir.join("admin.token"))?;
@@ -177,7 +190,8 @@ fn start_replica(
     })
 }
 
-fn make_state_dir(dir: &Path) -> anyhow::Result<()> {
+/// The folder, for its owner alone.
+pub(crate) fn make_state_dir(dir: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -187,7 +201,7 @@ fn make_state_dir(dir: &Path) -> anyhow::Result<()> {
 }
 
 /// Two conductors on one folder would both drive its hosts. The lock ends with the process.
-fn lock_state_dir(dir: &Path) -> anyhow::Result<std::fs::File> {
+pub(crate) fn lock_state_dir(dir: &Path) -> anyhow::Result<std::fs::File> {
     let path = dir.join("lock");
     let file = std::fs::OpenOptions::new()
         .write(true)

@@ -95,10 +95,44 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ContextCommand,
     },
+    /// Write everything that is stored into a file, while the conductor runs or not.
+    Backup {
+        /// The file; it must not be there yet.
+        file: PathBuf,
+        /// The conductor's configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Bring a backup into a new, empty store. The conductor must be stopped.
+    Restore {
+        /// The backup.
+        file: PathBuf,
+        /// The conductor's configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Work with the key under which secrets are sealed.
+    Key {
+        /// What to do.
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
     /// Print what makes your shell complete `ferrite`.
     Completion(Completion),
     /// Print versions.
     Version,
+}
+
+/// Work with the key under which secrets are sealed.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Seal everything anew under the present key. First make a new key the present one and name
+    /// the old one in `store.old_key_files`, and start the conductor anew.
+    Rotate {
+        /// The conductor's configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
 }
 
 /// Show or check a configuration.

@@ -4,6 +4,7 @@
 pub(crate) mod access;
 mod apply;
 pub(crate) mod args;
+mod backup;
 pub(crate) mod client;
 pub(crate) mod complete;
 mod contexts;
@@ -72,6 +73,11 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             return on_its_own_scale(verb, &client, connection.output).await;
         }
         Command::Context { command } => contexts::run(command, connection)?,
+        Command::Backup { file, config } => backup::write(&config, &file).await?,
+        Command::Restore { file, config } => backup::restore(&config, &file).await?,
+        Command::Key {
+            command: args::KeyCommand::Rotate { config },
+        } => backup::rotate(&config).await?,
         Command::Completion(completion) => return complete::print(&completion),
         Command::Version => version(connection).await?,
     }

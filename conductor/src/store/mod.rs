@@ -4,6 +4,7 @@
 //! go to the database in one transaction ([`writer`]); each succeeds or fails by itself, and is
 //! durable once it is answered. Not here: what a change means, and who may make it.
 
+pub(crate) mod backup;
 pub(crate) mod commit;
 pub(crate) mod database;
 pub(crate) mod leases;

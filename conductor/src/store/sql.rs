@@ -4,7 +4,7 @@
 
 use sqlx::postgres::{PgPool, PgRow, Postgres};
 use sqlx::sqlite::{Sqlite, SqlitePool, SqliteRow};
-use sqlx::{Column, Row as _, Transaction, TypeInfo, ValueRef};
+use sqlx::{Column, Row as _, SqlSafeStr, Transaction, TypeInfo, ValueRef};
 
 /// A value that goes in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -231,7 +231,7 @@ impl Session {
     /// Runs a statement: how many rows it touched.
     pub(crate) async fn run(
         &mut self,
-        sql: &'static str,
+        sql: impl SqlSafeStr,
         values: Vec<Value>,
     ) -> Result<u64, sqlx::Error> {
         Ok(match self {
@@ -249,7 +249,7 @@ impl Session {
     /// Rows of a query.
     pub(crate) async fn rows(
         &mut self,
-        sql: &'static str,
+        sql: impl SqlSafeStr,
         values: Vec<Value>,
     ) -> Result<Vec<Row>, sqlx::Error> {
         match self {

@@ -263,3 +263,77 @@ async fn contacts_are_kept_without_a_revision(store: &dyn Store) {
     );
     assert_eq!(store.news(0).await.unwrap().revision, 0);
 }
+
+/// From `SQLite` through a file into `PostgreSQL` and back; nothing is changed by what cannot be used.
+#[tokio::test]
+async fn a_backup_goes_from_one_kind_of_database_into_the_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = store(dir.path()).await;
+    let with = Entries {
+        events: vec![HostEvent {
+            at: Timestamp::UNIX_EPOCH,
+            kind: "state".into(),
+            text: "added".into(),
+        }],
+        audit: vec![AuditEntry {
+            project: "p".into(),
+            body: json!({"a": 1}),
+        }],
+        ..Entries::default()
+    };
+    let host = host("a", 1);
+    one(&first, Write::Add { host, with }).await.unwrap();
+    let document = Document {
+        secret: Some(json!("hunter2")),
+        ..Document::new("Image", "i", Timestamp::UNIX_EPOCH, json!({"b": 2}))
+    };
+    let put = Write::Put {
+        document: Box::new(document),
+        expect: Expect::Absent,
+        with: Entries::default(),
+    };
+    one(&first, put).await.unwrap();
+    let mut made = Vec::new();
+    backup::dump(first.pool(), &mut made).await.unwrap();
+    assert!(!made.windows(7).any(|w| w == b"hunter2"));
+    let sealer = sqlite_sealer(dir.path());
+    for (at, byte) in [(made.len() / 2, b'~'), (made.len() - 20, b'0')] {
+        let mut damaged = made.clone();
+        damaged[at] = byte;
+        assert!(backup::read(&damaged, &sealer).is_err(), "{at}");
+    }
+    assert!(backup::read(&made[..made.len() / 2], &sealer).is_err());
+    let other = Sealer::load_or_create(&dir.path().join("other")).unwrap();
+    let refused = backup::read(&made, &other);
+    assert!(matches!(refused, Err(backup::BackupError::OtherKey)));
+    let rows = || backup::read(&made, &sealer).unwrap();
+    let refused = backup::restore(first.pool(), rows()).await;
+    assert!(matches!(refused, Err(backup::BackupError::NotEmpty(_))));
+
+    let server = super::postgres::Server::start().await;
+    let second = Database::postgres(server.database("restored").await, sqlite_sealer(dir.path()));
+    let second = second.await.unwrap();
+    backup::restore(second.pool(), rows()).await.unwrap();
+    let (was, is) = (first.news(0).await.unwrap(), second.news(0).await.unwrap());
+    assert_eq!(
+        (was.hosts, was.documents, was.revision),
+        (is.hosts, is.documents, is.revision)
+    );
+    assert!(second.audit_head().await.unwrap().unwrap().vouched);
+    assert_eq!(second.events("a", 9).await.unwrap().len(), 1);
+    // It goes on from there, and everything can be sealed under another key.
+    let next = Write::Audit(vec![AuditEntry {
+        project: "p".into(),
+        body: json!({}),
+    }]);
+    assert_eq!(one(&second, next).await.unwrap(), is.revision + 1);
+    let both = Sealer::load(&dir.path().join("other"))
+        .unwrap()
+        .and_older(sqlite_sealer(dir.path()));
+    assert_eq!(backup::reseal(second.pool(), &both).await.unwrap(), 3);
+    let mut again = Vec::new();
+    backup::dump(second.pool(), &mut again).await.unwrap();
+    let refused = backup::read(&again, &sealer);
+    assert!(matches!(refused, Err(backup::BackupError::OtherKey)));
+    backup::read(&again, &other).unwrap();
+}
