@@ -8,6 +8,7 @@ use std::time::Duration;
 use ferrite_proto::secret::Secret;
 use serde::Deserialize;
 
+use crate::access::oidc::OidcConfig;
 use crate::api::limits::Rate;
 use crate::lifecycle::record::Limits;
 use crate::netboot::{DhcpMode, DhcpProxy, DhcpServer, NetbootConfig};
@@ -43,6 +44,8 @@ pub(crate) struct Config {
     pub(crate) api_rate: Rate,
     /// Who looks on.
     pub(crate) seeing: SeeingConfig,
+    /// Who says who people are, beside the conductor.
+    pub(crate) oidc: Option<OidcConfig>,
     /// All of it as it was written, defaults included.
     pub(crate) written: serde_json::Value,
 }
@@ -115,6 +118,7 @@ struct Raw {
     traces: RawTraces,
     #[serde(default)]
     webhooks: Vec<WebhookConfig>,
+    oidc: Option<OidcConfig>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -250,6 +254,7 @@ impl Raw {
             .map_err(|(path, what)| key(&path, what))?;
         Ok(Config {
             seeing,
+            oidc: self.oidc,
             written,
             netboot: self.netboot.check(&self.state_dir)?,
             limits: self.lifecycle.limits()?,

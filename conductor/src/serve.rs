@@ -15,7 +15,9 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::oidc::Oidc;
 use crate::access::peer::Introduced;
+use crate::access::refusals::Refusals;
 use crate::actor::Actor;
 use crate::api::limits::{self, Limiter};
 use crate::api::{self, App};
@@ -109,6 +111,8 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
         world,
         driver: Arc::clone(&driver),
         admin_sha256,
+        oidc: config.oidc.as_ref().map(Oidc::new).transpose()?,
+        refusals: Refusals::default(),
         authority: Arc::clone(&identity.authority),
         poll_seconds: config.poll_seconds,
         check_in_seconds: config.check_in_seconds,
@@ -250,10 +254,7 @@ fn client_files(config: &Config, ca_pem: &str) -> anyhow::Result<String> {
     let text = toml::to_string(&client).context("writing client.toml")?;
     token::write_private(&client_file, text.as_bytes()).with_context(|| writing(&client_file))?;
     if first {
-        tracing::info!(
-            "to talk to this conductor: FERRITE_CLIENT={} ferrite host list",
-            client_file.display()
-        );
+        tracing::info!("{}", welcome(&client_file));
     }
     let kept = std::fs::read_to_string(&token_file)
         .with_context(|| format!("reading {}", token_file.display()))?;
@@ -263,6 +264,20 @@ fn client_files(config: &Config, ca_pem: &str) -> anyhow::Result<String> {
         token_file.display()
     );
     Ok(token::sha256(kept.trim()))
+}
+
+/// What a person does next after the first start. The token itself is in no log.
+fn welcome(client_file: &Path) -> String {
+    let file = client_file.display();
+    format!(
+        "first start: a CA, a certificate and an admin token were made; every call needs one.\n\
+         On this machine:    export FERRITE_CLIENT={file}\n\
+         To see it work:     ferrite whoami\n\
+         For a colleague:    ferrite token create NAME --role operator --project default \
+         --expires 30d\n\
+         By certificate:     ferrite certificate create NAME --role viewer --everywhere\n\
+         What was done:      ferrite audit list; ferrite audit verify"
+    )
 }
 
 async fn start_netboot(config: &Config, boots: &Arc<Boots>) -> anyhow::Result<Option<Netboot>> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::RequestExt;
 use axum::body::{Body, to_bytes};
 use axum::extract::{ConnectInfo, MatchedPath, RawPathParams, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{Extensions, HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use ferrite_proto::problem::{Code, Problem};
@@ -17,9 +17,10 @@ use serde::Deserialize;
 
 use super::caller::{CALL, Call, Caller, Grant, Person, Role};
 use super::peer::Peer;
-use super::registry::FIRST_ADMIN;
+use super::registry::{FIRST_ADMIN, PREFIX};
 use super::table::{self, Line, Scope, Verdict, Who};
 use crate::api::{ApiError, App};
+use crate::clock;
 use crate::hosts::Credential;
 use crate::token;
 
@@ -34,6 +35,9 @@ pub(crate) struct Door {
     /// What each call needs.
     pub(crate) table: &'static [Line],
 }
+
+/// Characters of a token: those of OIDC providers are long.
+const LONGEST: usize = 8192;
 
 /// Lets a request through with its [`Caller`], or answers it.
 pub(crate) async fn guard(State(door): State<Door>, request: Request, next: Next) -> Response {
@@ -62,12 +66,23 @@ pub(crate) async fn guard(State(door): State<Door>, request: Request, next: Next
             let call = Call { caller, from, what };
             CALL.scope(call, next.run(request)).await
         }
-        Err(problem) => refuse(path, &from, problem),
+        Err(problem) => refuse(&app, path, &from, problem).await,
     }
 }
 
-fn refuse(path: &str, from: &str, problem: Problem) -> Response {
-    tracing::debug!(path, from, %problem, "a call was refused");
+async fn refuse(app: &App, path: &str, from: &str, problem: Problem) -> Response {
+    if matches!(problem.code, Code::Unauthorized | Code::Forbidden) {
+        let noted = app.refusals.note(from, clock::now());
+        if noted.log {
+            tracing::warn!(path, from, %problem, "a call was refused");
+        }
+        if let Some(Err(error)) = match noted.sum {
+            Some(sum) => Some(app.hosts.audit(vec![sum]).await),
+            None => None,
+        } {
+            tracing::error!(%error, "refused calls are not in the audit log");
+        }
+    }
     let unauthorized = problem.code == Code::Unauthorized;
     let mut response = ApiError(problem).into_response();
     if unauthorized {
@@ -84,7 +99,7 @@ async fn admit(app: &App, who: Who, mut request: Request) -> Result<(Request, Ca
         Who::Agent => Caller::Agent(host_of(app, request.headers(), Credential::AgentToken)?),
         Who::Daemon => Caller::Daemon(host_of(app, request.headers(), Credential::DaemonKey)?),
         Who::Person(role, scope) => {
-            let person = Arc::new(person(app, &request)?);
+            let person = Arc::new(person(app, request.headers(), request.extensions()).await?);
             request = check(app, &person, role, scope, request).await?;
             Caller::Person(person)
         }
@@ -202,9 +217,8 @@ fn host_of(app: &App, headers: &HeaderMap, kind: Credential) -> Result<String, P
 }
 
 /// By a token, if there is one, else by a certificate: a wrong token is not made good by either.
-fn person(app: &App, request: &Request) -> Result<Person, Problem> {
-    let headers = request.headers();
-    let peer = request.extensions().get::<Peer>();
+async fn person(app: &App, headers: &HeaderMap, known: &Extensions) -> Result<Person, Problem> {
+    let peer = known.get::<Peer>();
     if let (Some(peer), None) = (peer, headers.get(header::AUTHORIZATION)) {
         let known = app.registry().by_certificate(&peer.name, &peer.fingerprint);
         return known.ok_or_else(|| unauthorized("the certificate was revoked"));
@@ -212,6 +226,11 @@ fn person(app: &App, request: &Request) -> Result<Person, Problem> {
     let presented = bearer(headers)?;
     if token::is(presented, &app.admin_sha256) {
         return Ok(first_admin());
+    }
+    // Three parts between dots, and not ours: a provider's token.
+    let is_jwt = !presented.starts_with(PREFIX) && presented.split('.').count() == 3;
+    if let (true, Some(oidc)) = (is_jwt, &app.oidc) {
+        return Ok(app.registry().by_user(oidc.user(presented).await?));
     }
     app.registry()
         .by_token(presented)
@@ -237,7 +256,7 @@ fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
         .and_then(|value| value.to_str().ok())
         .and_then(|text| text.strip_prefix("Bearer "))
         .map(str::trim)
-        .filter(|text| !text.is_empty() && text.len() <= 256)
+        .filter(|text| !text.is_empty() && text.len() <= LONGEST)
         .ok_or_else(|| unauthorized("there is no `Authorization: Bearer` token"))
 }
 

@@ -6,6 +6,9 @@
 
 pub(crate) mod caller;
 pub(crate) mod door;
+mod jwt;
+pub(crate) mod oidc;
 pub(crate) mod peer;
+pub(crate) mod refusals;
 pub(crate) mod registry;
 pub(crate) mod table;

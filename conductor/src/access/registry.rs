@@ -11,6 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::caller::{Person, actor};
+use super::jwt::User;
 use crate::clock;
 use crate::documents::Documents;
 use crate::store::{AuditEntry, Document, Expect};
@@ -71,6 +72,19 @@ impl Registry {
             via: "certificate",
             grants,
         })
+    }
+
+    /// What a user of the OIDC provider may do: what was given to the name and to the groups.
+    pub(crate) fn by_user(&self, user: User) -> Person {
+        let mut grants = self.bound(&format!("user:{}", user.name));
+        for group in &user.groups {
+            grants.extend(self.bound(&format!("group:{group}")));
+        }
+        Person {
+            name: user.name,
+            via: "oidc",
+            grants,
+        }
     }
 
     /// What a subject was given.

@@ -49,6 +49,8 @@ use self::idempotency::Keys;
 use self::resources::Resource;
 use self::watch::Watchers;
 use crate::access::door::{self, Door};
+use crate::access::oidc::Oidc;
+use crate::access::refusals::Refusals;
 use crate::access::registry::Registry;
 use crate::access::table::TABLE;
 use crate::boots::Boots;
@@ -82,6 +84,10 @@ pub(crate) struct App {
     pub(crate) driver: Arc<Driver>,
     /// Hex SHA-256 of the operators' token.
     pub(crate) admin_sha256: String,
+    /// Who comes in by an OIDC provider.
+    pub(crate) oidc: Option<Oidc>,
+    /// Calls that were refused.
+    pub(crate) refusals: Refusals,
     /// Issues client certificates.
     pub(crate) authority: Arc<Authority>,
     /// How long a poll may be held.

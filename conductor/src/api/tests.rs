@@ -102,6 +102,8 @@ impl Conductor {
             world,
             driver,
             admin_sha256: token::sha256(ADMIN),
+            oidc: None,
+            refusals: crate::access::refusals::Refusals::default(),
             authority: tls::load_or_create(&dir.join("tls"), &[])
                 .unwrap()
                 .authority,
