@@ -476,10 +476,17 @@ fn wish() -> Value {
     })
 }
 
+fn files(dir: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let (dirs, mut files): (Vec<_>, Vec<_>) = paths.partition(|path| path.is_dir());
+    files.extend(dirs.iter().flat_map(|dir| self::files(dir)));
+    files
+}
+
 fn not_in_files(dir: &Path, planted: &[&str]) {
     let mut databases = 0;
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
+    for path in files(dir) {
         // SQLite removes its log and index as the last connection closes, perhaps just now.
         let Ok(bytes) = std::fs::read(&path) else {
             assert!(!path.exists(), "{} cannot be read", path.display());
