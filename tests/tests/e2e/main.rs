@@ -7,6 +7,7 @@
 
 mod boot_paths;
 mod faults;
+mod operations;
 mod restarts;
 mod world;
 
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
     let scenarios = [
         boot_paths::SCENARIOS,
         faults::SCENARIOS,
+        operations::SCENARIOS,
         restarts::SCENARIOS,
     ]
     .concat();
