@@ -17,12 +17,31 @@ use nix::mount::MsFlags;
 use super::Context;
 use crate::inspect;
 use crate::kernel::Mount;
+use crate::ramdisk::modules::Modules;
 use crate::root::Root;
 
 const SERVER: &str = "/usr/sbin/dropbear";
 const KEY_TOOL: &str = "/usr/bin/dropbearkey";
 const HOST_KEY: &str = "/etc/dropbear/dropbear_ed25519_host_key";
 const PORT: u16 = 22;
+/// What disks of hosts are made with.
+const DRIVERS: &[&str] = &[
+    "ext4",
+    "xfs",
+    "btrfs",
+    "nls_cp437",
+    "nls_ascii",
+    "nls_iso8859_1",
+    "nls_utf8",
+    "vfat",
+    "isofs",
+    "loop",
+    "md_mod",
+    "raid0",
+    "raid1",
+    "raid10",
+    "dm_mod",
+];
 /// How long the server may take until it listens.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Public keys that are taken, and how long one may be.
@@ -51,6 +70,7 @@ pub(crate) fn run(
     };
     accounts(root, password_hash, authorized_keys).map_err(|e| failed("accounts", &e))?;
     terminals(context).map_err(|e| failed("terminals", &e))?;
+    file_systems(context);
     let host_keys = host_key().map_err(|e| failed("host key", &e))?;
     if !listens(root) {
         serve(root).map_err(|e| failed(SERVER, &e))?;
@@ -107,6 +127,14 @@ fn write(root: &Root, path: &str, text: &str) -> io::Result<()> {
         .mode(0o600)
         .open(path)?;
     file.write_all(text.as_bytes())
+}
+
+/// Whoever mounts a disk should not have to know that the kernel cannot ask for drivers here.
+fn file_systems(context: &Context<'_>) {
+    match Modules::open(context.root, context.kernel) {
+        Ok(modules) => DRIVERS.iter().for_each(|name| modules.load(name)),
+        Err(error) => tracing::warn!(%error, "no drivers of file systems are loaded"),
+    }
 }
 
 /// A login needs a terminal of its own.

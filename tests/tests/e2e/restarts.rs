@@ -90,7 +90,7 @@ fn run(world: &World) -> Result<()> {
     site.wait_state(HostState::Available, BOOT)?;
     site.provision(&[])?;
     kill_at(&site, AFTER_PROVISION)?;
-    let host = site.wait_provisioned()?;
+    site.wait_provisioned()?;
     ensure!(
         site.firmware_boots() == 1,
         "{} firmware boots",
