@@ -1,5 +1,5 @@
-//! The peer: Ironic all-in-one from `PyPI` with `SQLite` and fake hardware, measured by the same calls
-//! in the same run. Set up as its documents say for a stand-alone service, and not tuned.
+//! The peer: Ironic all-in-one from `PyPI` with `SQLite` and fake hardware, measured by the same
+//! calls in the same run. Set up as its documents say for a stand-alone service, and not tuned.
 
 use std::fs;
 use std::path::{Path, PathBuf};

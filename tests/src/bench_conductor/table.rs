@@ -228,7 +228,7 @@ fn of_size(size: &Size) -> Vec<Row> {
         Row::cost(of("change to watcher, p99"), "ms", event).goal(200.0),
         Row::cost(of("restart to ready"), "ms", Some(size.restart_ms)).goal(5000.0),
         Row::cost(
-            of("restart to all in touch"),
+            of("restart to all heard (every 30 s)"),
             "s",
             Some(size.restart_all_seconds),
         ),
