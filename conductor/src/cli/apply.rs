@@ -87,7 +87,7 @@ pub(crate) async fn apply(
     })
     .await?;
     if matches!(output, Output::Json | Output::Yaml) {
-        print_value(&list(stored), output)?;
+        print_value(&list(&stored), output)?;
     }
     Ok(code)
 }
@@ -311,7 +311,7 @@ fn difference(applied: &Applied) -> anyhow::Result<String> {
 }
 
 /// Several resources as one.
-pub(crate) fn list(items: Vec<Value>) -> Value {
+pub(crate) fn list(items: &[Value]) -> Value {
     json!({"apiVersion": "ferrite/v1", "kind": "List", "metadata": {}, "items": items})
 }
 
@@ -320,7 +320,7 @@ mod tests {
     use super::*;
     use ferrite_proto::merge;
 
-    fn host(spec: Value) -> Value {
+    fn host(spec: &Value) -> Value {
         json!({"apiVersion": "ferrite/v1", "kind": "Host", "metadata": {"name": "a"},
                "spec": spec, "secrets": {"bmc_password": "hunter2"}})
     }
@@ -334,10 +334,10 @@ mod tests {
 
     #[test]
     fn what_a_manifest_never_named_stays_and_what_it_names_no_longer_goes() {
-        let first = host(json!({"boot_mac": "m", "bmc": {"address": "a", "insecure_tls": true}}));
+        let first = host(&json!({"boot_mac": "m", "bmc": {"address": "a", "insecure_tls": true}}));
         let mut live = applied(&json!({"metadata": {"name": "a"}, "spec": {}}), &first);
         live["spec"]["image"] = json!({"url": "u", "digest": "d"});
-        let second = host(json!({"bmc": {"address": "b"}}));
+        let second = host(&json!({"bmc": {"address": "b"}}));
         let live = applied(&live, &second);
         assert_eq!(
             live["spec"],
@@ -353,13 +353,13 @@ mod tests {
     fn an_image_is_taken_whole() {
         let live =
             json!({"metadata": {}, "spec": {"image": {"url": "u", "allow_unverified": true}}});
-        let live = applied(&live, &host(json!({"image": {"url": "v", "digest": "d"}})));
+        let live = applied(&live, &host(&json!({"image": {"url": "v", "digest": "d"}})));
         assert_eq!(live["spec"]["image"], json!({"url": "v", "digest": "d"}));
     }
 
     #[test]
     fn a_project_is_chosen_once() {
-        let mut manifest = host(json!({}));
+        let mut manifest = host(&json!({}));
         let wanted = remembering(&manifest, Some("blue"));
         assert_eq!(wanted["metadata"]["project"], "blue");
         manifest["metadata"]["project"] = json!("red");

@@ -221,10 +221,10 @@ impl Client {
         let Some(theirs) = theirs.and_then(|version| version.to_str().ok()) else {
             return;
         };
-        if let Some(warning) = skew(env!("CARGO_PKG_VERSION"), theirs) {
-            if !self.skew_told.swap(true, Ordering::Relaxed) {
-                let _ = writeln!(std::io::stderr().lock(), "warning: {warning}");
-            }
+        if let Some(warning) = skew(env!("CARGO_PKG_VERSION"), theirs)
+            && !self.skew_told.swap(true, Ordering::Relaxed)
+        {
+            let _ = writeln!(std::io::stderr().lock(), "warning: {warning}");
         }
     }
 

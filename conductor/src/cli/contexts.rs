@@ -188,7 +188,7 @@ fn client_file(file: &Path) -> anyhow::Result<Place> {
 
 /// Name the conductors that you work with.
 ///
-/// They are kept in $FERRITE_CONFIG, or ~/.config/ferrite/config.toml.
+/// They are kept in `$FERRITE_CONFIG`, or ~/.config/ferrite/config.toml.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ContextCommand {
     /// List them; a star marks the current one.
@@ -271,7 +271,8 @@ fn list(contexts: &Contexts, output: Output) -> anyhow::Result<()> {
     }
     if output == Output::Name {
         let names = contexts.contexts.keys();
-        return print(&names.map(|name| format!("{name}\n")).collect::<String>());
+        let lines = names.flat_map(|name| [name.as_str(), "\n"]);
+        return print(&lines.collect::<String>());
     }
     print(&table(contexts))
 }

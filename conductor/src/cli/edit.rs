@@ -190,7 +190,7 @@ fn comment(reason: Option<&str>) -> String {
     }
     lines
         .into_iter()
-        .map(|line| format!("{MARK}{line}\n"))
+        .flat_map(|line| [MARK, line, "\n"])
         .collect()
 }
 
@@ -198,7 +198,7 @@ fn without_comment(text: &str) -> String {
     let kept = text
         .lines()
         .filter(|line| !line.starts_with(MARK.trim_end()));
-    kept.map(|line| format!("{line}\n")).collect()
+    kept.flat_map(|line| [line, "\n"]).collect()
 }
 
 fn editor() -> anyhow::Result<Vec<String>> {

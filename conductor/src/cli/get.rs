@@ -144,7 +144,7 @@ fn told(found: &[(Kind, Vec<Value>)], one: bool, output: Output) -> anyhow::Resu
     }
     if let Output::Json | Output::Yaml = output {
         let items = found.iter().flat_map(|(_, items)| items.clone());
-        return print_value(&apply::list(items.collect()), output);
+        return print_value(&apply::list(&items.collect::<Vec<_>>()), output);
     }
     for (kind, items) in found {
         print(&rows(*kind, items, output, Timestamp::now()))?;

@@ -356,7 +356,7 @@ fn resolve(secrets: &mut Map<String, Value>, file: &Path) -> Result<(), String> 
         let mut text = fetch(&place, file).map_err(told)?;
         if name == "bmc_password" {
             // Written by an editor or `echo`: the end of the line is no part of it.
-            text = text.lines().next().unwrap_or_default().to_owned();
+            text.truncate(text.lines().next().map_or(0, str::len));
         }
         *value = Value::String(text);
     }

@@ -15,7 +15,7 @@ use super::wait::{self, Until, Wait};
 use super::{apply, describe, edit, get, host, log, manifest, print};
 
 /// How long `delete --wait` waits.
-const DELETED_IN: Duration = Duration::from_secs(600);
+const DELETED_IN: Duration = Duration::from_mins(10);
 
 /// What can be done with resources.
 #[derive(Debug, Subcommand)]
