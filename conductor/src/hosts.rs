@@ -325,8 +325,11 @@ impl Hosts {
             let before = live.stored();
             let mut draft = Change::new(before.record.clone(), before.kept.clone(), clock::now());
             draft.actor = actor.clone();
+            let power_at = &mut draft.record.run.power_at;
+            *power_at = (*power_at).max(live.seen().power);
             let answer = change(&mut draft)?;
-            if draft.is_unchanged(&before) {
+            if is_unchanged(&before, &mut draft) {
+                live.hear_power(draft.record.run.power_at);
                 return Ok((before, answer));
             }
             draft.audit_person(Some(&before));
@@ -474,11 +477,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Whether nothing changed but when power was last read: a host at rest costs no writes.
-fn is_same(before: &Stored, after: &mut Stored) -> bool {
-    let read_at = after.record.run.power_at;
-    after.record.run.power_at = before.record.run.power_at;
-    let same = *after == *before;
-    after.record.run.power_at = read_at;
+fn is_unchanged(before: &Stored, draft: &mut Change) -> bool {
+    let stored_at = before.record.run.power_at;
+    let read_at = std::mem::replace(&mut draft.record.run.power_at, stored_at);
+    let same = draft.is_unchanged(before);
+    draft.record.run.power_at = read_at;
     same
 }
 

@@ -337,3 +337,47 @@ async fn a_backup_goes_from_one_kind_of_database_into_the_other() {
     assert!(matches!(refused, Err(backup::BackupError::OtherKey)));
     backup::read(&again, &other).unwrap();
 }
+
+/// How many small saves a second; prints it with `--nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_writers_share_transactions() {
+    const WRITERS: u64 = 64;
+    const EACH: u64 = 30;
+    let dir = tempfile::tempdir().unwrap();
+    let reach = crate::lifecycle::order::Reach {
+        url: "https://c:7443".into(),
+        ca: ferrite_proto::boot::CaPin([7; 32]),
+    };
+    let boots = Arc::new(crate::boots::Boots::new(reach).0);
+    let hosts = crate::hosts::Hosts::load(Arc::new(store(dir.path()).await), boots);
+    let hosts = Arc::new(hosts.await.unwrap());
+    let actor = crate::actor::Actor::Conductor;
+    let before = std::time::Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for at in 1..=WRITERS {
+        let (hosts, actor) = (Arc::clone(&hosts), actor.clone());
+        tasks.spawn(async move {
+            let name = format!("n{at}");
+            let stored = *host(&name, u8::try_from(at).unwrap());
+            let new = crate::lifecycle::change::Change::new(
+                stored.record,
+                stored.kept,
+                Timestamp::UNIX_EPOCH,
+            );
+            hosts.insert(&actor, new).await.unwrap();
+            for _ in 0..EACH {
+                let touch = |change: &mut crate::lifecycle::change::Change| {
+                    change.record.run.request += 1;
+                    Ok(())
+                };
+                hosts.update(&name, &actor, touch).await.unwrap();
+            }
+        });
+    }
+    tasks.join_all().await;
+    let all = WRITERS * (EACH + 1);
+    assert_eq!(hosts.revision(), all);
+    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+    let rate = all as f64 / before.elapsed().as_secs_f64();
+    eprintln!("{rate:.0} writes/s by {WRITERS} writers");
+}
