@@ -18,7 +18,7 @@ AS_ROOT := $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)")
 # The whole workspace each time: with fewer crates, cargo would build their dependencies anew.
 E2E := $(AS_ROOT) $(CARGO) test --workspace --test e2e
 
-.PHONY: openapi demo test test-all unit bench-deploy bench-conductor failover lint deps build agent boot os sudo clean help
+.PHONY: lifecycle openapi demo test test-all unit bench-deploy bench-conductor failover lint deps build agent boot os sudo clean help
 
 help:
 	@echo "make demo       one virtual host, from powered off to a running OS (KEEP=1 leaves the lab up)"
@@ -57,6 +57,10 @@ bench-deploy: deps build boot
 bench-conductor:
 	$(CARGO) build --release -p ferrite -p ferrite-tests --bins
 	$(TARGET)/release/ferrite-lab bench-conductor $(if $(QUICK),--quick) $(ARGS)
+
+# docs/lifecycle.md, from the code; a test compares it.
+lifecycle:
+	WRITE_LIFECYCLE=1 $(CARGO) test --workspace --bins lifecycle::guide
 
 # The API's description, from its types; a test compares it.
 openapi:

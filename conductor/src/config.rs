@@ -1,16 +1,19 @@
 //! The configuration: as it is written (`Raw…`), and as it is used ([`Config`]), which cannot be
 //! wrong in itself. The defaults are those of `defaults.toml`, which people are shown.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ferrite_proto::operation::Work;
 use ferrite_proto::secret::Secret;
 use serde::Deserialize;
 
 use crate::access::oidc::OidcConfig;
 use crate::api::limits::Rate;
 use crate::lifecycle::record::Limits;
+use crate::lifecycle::turns::GroupLimits;
 use crate::netboot::{DhcpMode, DhcpProxy, DhcpServer, NetbootConfig};
 use crate::seeing::config::{RawMetrics, RawTraces, SeeingConfig, WebhookConfig};
 
@@ -36,6 +39,8 @@ pub(crate) struct Config {
     pub(crate) netboot: Option<NetbootConfig>,
     /// Time limits.
     pub(crate) limits: Limits,
+    /// How much is done at once, by group of hosts.
+    pub(crate) groups: BTreeMap<String, GroupLimits>,
     /// How long a poll is held.
     pub(crate) poll_seconds: u32,
     /// Between check-ins.
@@ -119,6 +124,8 @@ struct Raw {
     #[serde(default)]
     webhooks: Vec<WebhookConfig>,
     oidc: Option<OidcConfig>,
+    #[serde(default)]
+    limits: BTreeMap<String, GroupLimits>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -236,6 +243,21 @@ fn overlay(base: &mut toml::Table, given: toml::Table) {
     }
 }
 
+/// A limit of nothing would have hosts wait for ever.
+fn groups(
+    groups: BTreeMap<String, GroupLimits>,
+) -> Result<BTreeMap<String, GroupLimits>, ConfigError> {
+    for (name, limits) in &groups {
+        for work in Work::ALL {
+            if limits.of(work) == 0 {
+                let path = format!("limits.{name}.{}", work.as_str());
+                return Err(key(&path, "must be at least 1"));
+            }
+        }
+    }
+    Ok(groups)
+}
+
 impl Raw {
     fn check(self, written: serde_json::Value) -> Result<Config, ConfigError> {
         let url = match self.url {
@@ -257,6 +279,7 @@ impl Raw {
             oidc: self.oidc,
             written,
             netboot: self.netboot.check(&self.state_dir)?,
+            groups: groups(self.limits)?,
             limits: self.lifecycle.limits()?,
             api_rate: self.api.check()?,
             poll_seconds: at_least("lifecycle.poll_seconds", self.lifecycle.poll_seconds, 1)?,

@@ -20,6 +20,7 @@ use crate::clock;
 use crate::documents::Documents;
 use crate::lifecycle::change::Change;
 use crate::lifecycle::record::{Limits, Observed};
+use crate::lifecycle::turns::Turns;
 use crate::ownership::Ownership;
 use crate::replicas;
 pub(crate) use crate::roll::{Changed, Credential, Live};
@@ -95,6 +96,11 @@ impl Hosts {
         self.roll.names()
     }
 
+    /// Whose turn it is among the hosts of a group.
+    pub(crate) fn turns(&self) -> &Arc<Turns> {
+        self.roll.turns()
+    }
+
     /// What is in memory of a host.
     pub(crate) fn live(&self, name: &str) -> Option<Arc<Live>> {
         self.roll.live(name)
@@ -118,7 +124,13 @@ impl Hosts {
     /// One host as people see it.
     pub(crate) fn get(&self, name: &str) -> Result<Host, Problem> {
         let live = self.live(name).ok_or_else(|| unknown(name))?;
-        Ok(shown(&live, &live.stored()))
+        let mut host = shown(&live, &live.stored());
+        // Places move all the time: they are told, never stored.
+        if let (Some(place), Some(turn)) = (self.turns().place(name), &host.status.turn) {
+            let reason = place.reason(&host.spec.group, turn.work);
+            host.status.waiting_for = Some(reason);
+        }
+        Ok(host)
     }
 
     /// One host as it is stored.

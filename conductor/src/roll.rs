@@ -14,6 +14,7 @@ use tokio::sync::{Notify, broadcast, watch};
 use crate::boots::Boots;
 use crate::lifecycle::record::Record;
 use crate::lifecycle::reports::harmless;
+use crate::lifecycle::turns::Turns;
 use crate::store::commit::REMOVED_KEPT;
 use crate::store::writer::Follower;
 use crate::store::{Contact, Document, News, Outcomes, Removed, Revision, Stored, Write};
@@ -136,6 +137,7 @@ impl Live {
 #[derive(Debug)]
 pub(crate) struct Roll {
     boots: Arc<Boots>,
+    turns: Arc<Turns>,
     hosts: Mutex<BTreeMap<String, Arc<Live>>>,
     known: Mutex<HashMap<(Credential, String), String>>,
     documents: Mutex<BTreeMap<String, BTreeMap<String, Arc<Document>>>>,
@@ -159,6 +161,7 @@ impl Roll {
     pub(crate) fn new(boots: Arc<Boots>) -> Self {
         Self {
             boots,
+            turns: Arc::default(),
             hosts: Mutex::default(),
             known: Mutex::default(),
             documents: Mutex::default(),
@@ -169,6 +172,11 @@ impl Roll {
             doubtful: AtomicBool::new(false),
             changes: broadcast::channel(CHANGES).0,
         }
+    }
+
+    /// Whose turn it is among the hosts of a group.
+    pub(crate) const fn turns(&self) -> &Arc<Turns> {
+        &self.turns
     }
 
     /// Names of all hosts, in order.
@@ -348,6 +356,7 @@ impl Roll {
         *lock(&live.stored) = Arc::clone(&stored);
         live.changed.send_replace(revision);
         live.wake.notify_one();
+        wake(&hosts, &self.turns.refresh(&stored.record.host));
         drop(hosts);
         let what = before.map_or(What::Added, |_| What::Changed);
         self.tell(of_host(&stored, what));
@@ -421,6 +430,7 @@ impl Roll {
             live.changed.send_replace(u64::MAX);
             live.wake.notify_one();
         }
+        wake(&hosts, &self.turns.forget(&removed.name));
     }
 
     fn tell(&self, changed: Changed) {
@@ -532,6 +542,13 @@ fn of_document(document: &Document, what: What) -> Changed {
         name: document.name.clone(),
         project: document.project.clone(),
         what,
+    }
+}
+
+/// It is their turn.
+fn wake(hosts: &BTreeMap<String, Arc<Live>>, names: &[String]) {
+    for live in names.iter().filter_map(|name| hosts.get(name)) {
+        live.wake.notify_one();
     }
 }
 

@@ -86,6 +86,7 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     let boots = Arc::new(boots);
     let several = store.pool().as_postgres().cloned();
     let hosts = Hosts::load_as(Arc::new(store), Arc::clone(&boots), ownership).await?;
+    hosts.turns().set_limits(config.groups.clone());
     let hosts = Arc::new(hosts);
     hosts.seeing().own_lines_are_in(own_lines);
     hosts.seeing().place_is(Place {

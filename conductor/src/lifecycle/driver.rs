@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ferrite_proto::operation::Work;
 use ferrite_proto::problem::{Code, Problem};
 use jiff::Timestamp;
 use tokio::task::JoinSet;
@@ -12,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 use super::change::Change;
 use super::execute::{self, BmcClient, World};
 use super::plan::{Action, Decision, plan};
+use super::turns::{Answer, Demand, Switching};
 use crate::clock;
-use crate::crash::{self, Moment, Work};
+use crate::crash::{self, Moment, Work as Point};
 use crate::store::Stored;
 
 /// Turns without a wait after which a pause is made: a plan that goes in circles must not take
@@ -226,12 +228,31 @@ impl HostTask {
             }
             Err(problem) => return Err(problem),
         };
+        let switching = match &next {
+            Next::Outside(Action::PowerOn | Action::ForceRestart) => {
+                let host = &stored.record.host;
+                match switching(&world, Demand::of(host, Work::Power, clock::now())) {
+                    Some(switching) => Some(switching),
+                    None => return Ok(Turn::Wait(None)),
+                }
+            }
+            Next::Outside(_) | Next::Turn(..) => {
+                wake(&world, &world.hosts.turns().power_done(&self.name));
+                None
+            }
+        };
+        let turn = self.take(&stored, next).await;
+        drop(switching);
+        turn
+    }
+
+    async fn take(&mut self, stored: &Stored, next: Next) -> Result<Turn, Problem> {
         match next {
             Next::Turn(turn, done) => {
                 mark(done, Moment::After);
                 Ok(turn)
             }
-            Next::Outside(action) => self.act(&stored, action).await,
+            Next::Outside(action) => self.act(stored, action).await,
         }
     }
 
@@ -249,17 +270,17 @@ impl HostTask {
 
 /// What follows a decision.
 enum Next {
-    Turn(Turn, Option<Work>),
+    Turn(Turn, Option<Point>),
     Outside(Action),
 }
 
 /// Something is changed, and about to be stored.
-fn again(done: Option<Work>) -> Next {
+fn again(done: Option<Point>) -> Next {
     mark(done, Moment::Before);
     Next::Turn(Turn::Again, done)
 }
 
-fn mark(done: Option<Work>, moment: Moment) {
+fn mark(done: Option<Point>, moment: Moment) {
     if let Some(work) = done {
         crash::point(work, moment);
     }
@@ -282,16 +303,69 @@ fn decide(change: &mut Change, world: &World) -> Next {
         }
         Decision::Go(state) => {
             change.enter(state);
-            again(Work::entering(state))
+            again(Point::entering(state))
         }
         Decision::Fail(problem) => {
             change.fail(problem, &world.limits);
-            again(Some(Work::Fail))
+            again(Some(Point::Fail))
         }
+        Decision::Do(Action::Admit(work)) => ask_for_turn(change, world, work),
         Decision::Do(action) if execute::in_place(change, action, world) => {
             again(Some(action.into()))
         }
         Decision::Do(action) => Next::Outside(action),
+    }
+}
+
+/// The host's turn is reserved in memory, then stored with it.
+fn ask_for_turn(change: &mut Change, world: &World, work: Work) -> Next {
+    let host = &change.record.host;
+    let demand = Demand::of(host, work, change.now);
+    match world.hosts.turns().ask(&demand) {
+        Answer::Admitted => {
+            change.admit(work);
+            again(Some(Point::Admit))
+        }
+        Answer::Waits => {
+            let at_once = world.hosts.turns().at_once(&demand.group, work);
+            let reason = format!(
+                "its turn to {} in group {} ({at_once} at once)",
+                work.as_str(),
+                demand.group
+            );
+            change.queued(work);
+            let host = &mut change.record.host;
+            host.status.observed_generation = host.generation;
+            host.status.waiting_for = Some(reason);
+            Next::Turn(Turn::Wait(None), None)
+        }
+    }
+}
+
+/// Switching is asked for at the last moment, and by this conductor alone.
+fn switching(world: &Arc<World>, demand: Demand) -> Option<Switching> {
+    let turns = world.hosts.turns();
+    match turns.ask(&demand) {
+        Answer::Waits => None,
+        Answer::Admitted => {
+            let hosts = Arc::clone(&world.hosts);
+            let wake = move |name: &str| {
+                if let Some(live) = hosts.live(name) {
+                    live.wake.notify_one();
+                }
+            };
+            Some(Switching::new(
+                Arc::clone(turns),
+                demand.host,
+                Box::new(wake),
+            ))
+        }
+    }
+}
+
+fn wake(world: &World, names: &[String]) {
+    for live in names.iter().filter_map(|name| world.hosts.live(name)) {
+        live.wake.notify_one();
     }
 }
 

@@ -6,6 +6,8 @@ use ferrite_proto::operation::{Operation, OperationKind};
 use ferrite_proto::problem::Class;
 use jiff::Timestamp;
 
+use super::state::{operation_policy, policy};
+
 fn clock(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
@@ -148,33 +150,14 @@ fn next(host: &Host) -> String {
         return format!("Once plan {} is approved, {step} of {disks}.", plan.id);
     }
     match &host.status.operation {
-        Some(operation) => of_operation(operation).to_owned(),
-        None => next_of_state(host.status.state).to_owned(),
-    }
-}
-
-const fn of_operation(operation: &Operation) -> &'static str {
-    match operation.kind {
-        OperationKind::Clean => "Its chosen steps; then it is available as before.",
-        OperationKind::Service => "Its chosen steps; then its OS is started again.",
-        OperationKind::Rescue => "The rescue ramdisk stays until it is ended.",
-        OperationKind::Unrescue => "Its OS is started, and its daemon reports.",
-    }
-}
-
-const fn next_of_state(state: HostState) -> &'static str {
-    match state {
-        HostState::Registering => "The ramdisk is booted to inspect the hardware.",
-        HostState::Inspecting => "Its disks are cleaned.",
-        HostState::Preparing => "It becomes available.",
-        HostState::Available => "Nothing, until an image is set.",
-        HostState::Provisioning => {
-            "Image, config drive, boot entry, boot; then the host daemon and cloud-init report."
+        Some(operation) => {
+            let policy = operation_policy(operation.kind);
+            format!("{} Deadline: {}.", policy.next, policy.deadline)
         }
-        HostState::Provisioned => "Nothing: it runs what was asked for.",
-        HostState::Deprovisioning => "Its disks are cleaned, then it becomes available.",
-        HostState::ExternallyProvisioned => "Nothing: somebody else provisioned it.",
-        HostState::Deleting => "It is switched off and forgotten.",
+        None => {
+            let policy = policy(host.status.state);
+            format!("{} Deadline: {}.", policy.next, policy.deadline)
+        }
     }
 }
 

@@ -35,6 +35,8 @@ pub(crate) mod driver;
 pub(crate) mod execute;
 pub(crate) mod explain;
 pub(crate) mod gate;
+#[cfg(test)]
+mod guide;
 pub(crate) mod intent;
 pub(crate) mod operate;
 mod operations;
@@ -48,6 +50,7 @@ pub(crate) mod reports;
 mod simulation_tests;
 pub(crate) mod state;
 pub(crate) mod timeline;
+pub(crate) mod turns;
 
 pub(crate) use crate::workflow::{Kind, Place, StepName, StepRun, StepState, Workflow};
 

@@ -245,6 +245,11 @@ impl Change {
         self.set_turn(work, true);
     }
 
+    /// The host waits for its turn.
+    pub(crate) fn queued(&mut self, work: Work) {
+        self.set_turn(work, false);
+    }
+
     fn set_turn(&mut self, work: Work, admitted: bool) {
         let now = self.now;
         let turn = &mut self.record.host.status.turn;
