@@ -7,7 +7,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Where clouds answer with credentials, beside 169.254.0.0/16 and fe80::/10.
+/// Where clouds answer with credentials, beside 169.254.0.0/16 and `fe80::/10`.
 const METADATA: [IpAddr; 5] = [
     // Alibaba
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
@@ -89,10 +89,10 @@ fn embedded(address: IpAddr) -> IpAddr {
     match words {
         // ::1 and :: are themselves; ::a.b.c.d, ::ffff:a.b.c.d, ::ffff:0:a.b.c.d
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => address,
-        [0, 0, 0, 0, 0 | 0xffff, 0 | 0xffff, high, low] => v4(high, low),
-        // NAT64 and 6to4.
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => v4(high, low),
-        [0x2002, high, low, ..] => v4(high, low),
+        // NAT64 and 6to4 after them.
+        [0, 0, 0, 0, 0 | 0xffff, 0 | 0xffff, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0x2002, high, low, ..] => v4(high, low),
         _ => address,
     }
 }

@@ -167,6 +167,10 @@ impl HostManifest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of its own, as it is written"
+)]
 pub struct HostSpec {
     /// Its BMC.
     pub bmc: BmcSpec,
