@@ -19,6 +19,7 @@ use super::caller::{CALL, Call, Caller, Grant, Person, Role};
 use super::peer::Peer;
 use super::registry::{FIRST_ADMIN, PREFIX};
 use super::table::{self, Line, Scope, Verdict, Who};
+use crate::api::body::unquoted;
 use crate::api::{ApiError, App};
 use crate::clock;
 use crate::hosts::Credential;
@@ -176,8 +177,10 @@ async fn check_body(
     let bytes = to_bytes(body, BODY)
         .await
         .map_err(|error| invalid(format!("the body cannot be read: {error}")))?;
-    let named: Named = serde_json::from_slice(&bytes)
-        .map_err(|error| invalid(format!("the body cannot be used: {error}")))?;
+    let named: Named = serde_json::from_slice(&bytes).map_err(|error| {
+        let error = unquoted(&error.to_string());
+        invalid(format!("the body cannot be used: {error}"))
+    })?;
     let project = named.metadata.and_then(|metadata| metadata.project);
     let project = match (project, scope) {
         (Some(project), _) => project.unwrap_or_else(|| DEFAULT_PROJECT.to_owned()),

@@ -109,13 +109,25 @@ fn misfit(path: &str, what: &str) -> Refused {
     let advice = suggestion(what).unwrap_or_else(|| "/openapi.json describes the call".to_owned());
     Refused {
         status: StatusCode::UNPROCESSABLE_ENTITY,
-        problem: invalid(format!("{place}: {}", first_words(what)), advice),
+        problem: invalid(format!("{place}: {}", first_words(&unquoted(what))), advice),
         field,
     }
 }
 
 fn invalid(what: String, advice: impl Into<String>) -> Problem {
     Problem::new(Code::RequestInvalid, what, advice)
+}
+
+/// What serde says, without the text that it found where it should not be: it may be a password.
+pub(crate) fn unquoted(text: &str) -> String {
+    const BEFORE: &str = ": string \"";
+    const AFTER: &str = "\", expected";
+    let cut = |text: &str| {
+        let (before, found) = text.split_once(BEFORE)?;
+        let (_, after) = found.rsplit_once(AFTER)?;
+        Some(format!("{before}: a string, expected{after}"))
+    };
+    cut(text).unwrap_or_else(|| text.to_owned())
 }
 
 /// A list of all known fields is no help.

@@ -1,6 +1,8 @@
 //! The API as callers meet it, over a real store and a BMC that always obeys.
 
 #[cfg(test)]
+mod canaries;
+#[cfg(test)]
 mod seeing;
 
 use std::path::Path;
