@@ -153,12 +153,12 @@ pub struct HostList {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LogLine {
-    /// Grows from line to line, with gaps.
+    /// Grows from line to line, with gaps, and over restarts of the conductor.
     pub number: u64,
     /// When it came.
     pub at: jiff::Timestamp,
     /// What it says.
-    pub line: String,
+    pub text: String,
 }
 
 /// The last lines of a host's agent, oldest first.

@@ -184,7 +184,7 @@ async fn take(app: &App, name: &str, poll: Poll) -> Result<Arc<Stored>, Problem>
         if failed && change.events.iter().any(|event| event.kind == "error") {
             let lines = &app.hosts.seeing().agent_lines;
             for line in lines.tail(name, LINES_OF_A_FAILURE) {
-                change.event("log", line.line);
+                change.event("log", line.text);
             }
         }
         change.polled();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use ferrite_proto::api::{LogLine, LogLines};
@@ -71,6 +71,7 @@ pub(crate) async fn logs(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
     Query(which): Query<Which>,
+    headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     app.hosts.stored(&name)?;
     let tail = which.tail.unwrap_or(TAIL);
@@ -79,8 +80,13 @@ pub(crate) async fn logs(
         let items = lines.tail(&name, tail);
         return Ok(Json(LogLines { items }).into_response());
     }
-    let (before, heard) = lines.follow(&name, tail);
-    let last = before.last().map_or(0, |line| line.number);
+    let (mut before, heard) = lines.follow(&name, tail);
+    // Whoever comes back goes on behind the last line that was read.
+    let known = headers
+        .get("last-event-id")
+        .and_then(|id| id.to_str().ok()?.parse().ok());
+    before.retain(|line| known.is_none_or(|known: u64| line.number > known));
+    let last = before.last().map(|line| line.number).or(known).unwrap_or(0);
     let watching = app.hosts.seeing().metrics.watching();
     let stop = app.stop.clone();
     let to_come = stream::unfold((heard, watching), move |(mut heard, watching)| {

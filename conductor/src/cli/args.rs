@@ -117,6 +117,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: KeyCommand,
     },
+    /// Write what help needs into one file: versions, configuration, hosts, events, figures, logs.
+    SupportBundle {
+        /// The file; named after the time otherwise.
+        #[arg(long, short, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
     /// Print what makes your shell complete `ferrite`.
     Completion(Completion),
     /// Print versions.

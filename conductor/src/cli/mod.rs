@@ -5,6 +5,7 @@ pub(crate) mod access;
 mod apply;
 pub(crate) mod args;
 mod backup;
+mod bundle;
 pub(crate) mod client;
 pub(crate) mod complete;
 mod contexts;
@@ -78,6 +79,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Key {
             command: args::KeyCommand::Rotate { config },
         } => backup::rotate(&config).await?,
+        Command::SupportBundle { file } => {
+            let client = Client::open(connection)?;
+            bundle::run(&client, file).await?;
+        }
         Command::Completion(completion) => return complete::print(&completion),
         Command::Version => version(connection).await?,
     }

@@ -121,14 +121,15 @@ impl AgentLines {
         }
     }
 
-    fn add(&self, host: &str, at: Timestamp, line: String) {
+    fn add(&self, host: &str, at: Timestamp, text: String) {
         let mut all = lock(&self.0);
-        all.last += 1;
-        all.bytes += line.len();
+        let by_time = u64::try_from(at.as_microsecond()).unwrap_or(0);
+        all.last = by_time.max(all.last + 1);
+        all.bytes += text.len();
         let line = LogLine {
             number: all.last,
             at,
-            line,
+            text,
         };
         let of_host = all.hosts.entry(host.to_owned()).or_default();
         // Nobody may be listening.
@@ -137,7 +138,7 @@ impl AgentLines {
         let oldest = (of_host.lines.len() > AGENT_LINES)
             .then(|| of_host.lines.pop_front())
             .flatten();
-        all.bytes -= oldest.map_or(0, |oldest| oldest.line.len());
+        all.bytes -= oldest.map_or(0, |oldest| oldest.text.len());
         while all.bytes > ALL_BYTES && all.drop_half_of_the_longest() {}
     }
 
@@ -171,7 +172,7 @@ impl AgentLines {
     pub(crate) fn forget(&self, host: &str) {
         let mut all = lock(&self.0);
         if let Some(gone) = all.hosts.remove(host) {
-            let bytes: usize = gone.lines.iter().map(|line| line.line.len()).sum();
+            let bytes: usize = gone.lines.iter().map(|line| line.text.len()).sum();
             all.bytes -= bytes;
         }
     }
@@ -188,7 +189,7 @@ impl Hosts {
         let cut: usize = longest
             .lines
             .drain(..half)
-            .map(|line| line.line.len())
+            .map(|line| line.text.len())
             .sum();
         self.bytes -= cut;
         true
@@ -218,7 +219,7 @@ mod tests {
             lines.add("a", Timestamp::UNIX_EPOCH, number.to_string());
         }
         let tail = lines.tail("a", 3);
-        let told: Vec<_> = tail.iter().map(|line| line.line.as_str()).collect();
+        let told: Vec<_> = tail.iter().map(|line| line.text.as_str()).collect();
         assert_eq!(told, ["507", "508", "509"]);
         assert_eq!(lines.tail("a", 10_000).len(), AGENT_LINES);
         for host in 0..200 {
@@ -229,7 +230,7 @@ mod tests {
         }
         let all = lock(&lines.0);
         let held = all.hosts.values().flat_map(|host| &host.lines);
-        let held: usize = held.map(|line| line.line.len()).sum();
+        let held: usize = held.map(|line| line.text.len()).sum();
         assert_eq!(held, all.bytes);
         assert!(held <= ALL_BYTES, "{held}");
     }
@@ -242,7 +243,7 @@ mod tests {
         assert_eq!(tail.len(), 1);
         lines.add("b", Timestamp::UNIX_EPOCH, "another's".into());
         lines.add("a", Timestamp::UNIX_EPOCH, "after".into());
-        assert_eq!(heard.recv().await.unwrap().line, "after");
+        assert_eq!(heard.recv().await.unwrap().text, "after");
         for number in 0..BEHIND + 10 {
             lines.add("a", Timestamp::UNIX_EPOCH, number.to_string());
         }

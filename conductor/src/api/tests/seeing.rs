@@ -164,7 +164,7 @@ async fn lines_and_progress_are_seen_and_not_stored_until_a_failure() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|l| &l["line"])
+        .map(|l| &l["text"])
         .collect();
     assert_eq!(said, ["line 1597", "line 1598", "line 1599"]);
     let all = conductor
