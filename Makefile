@@ -18,7 +18,7 @@ AS_ROOT := $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)")
 # The whole workspace each time: with fewer crates, cargo would build their dependencies anew.
 E2E := $(AS_ROOT) $(CARGO) test --workspace --test e2e
 
-.PHONY: lifecycle openapi demo test test-all unit bench-deploy bench-conductor failover lint deps build agent boot os sudo clean help
+.PHONY: lifecycle openapi demo test test-all unit simulate bench-deploy bench-conductor failover lint deps build agent boot os sudo clean help
 
 help:
 	@echo "make demo       one virtual host, from powered off to a running OS (KEEP=1 leaves the lab up)"
@@ -27,6 +27,7 @@ help:
 	@echo "make bench-deploy   deploy a 2.5 GiB image twice and print where the time went"
 	@echo "make bench-conductor   the conductor with 1,000 to 10,000 hosts, and Ironic beside it (QUICK=1: shorter)"
 	@echo "make failover   three conductors on PostgreSQL, the busiest killed every 30 s under 200 deployments"
+	@echo "make simulate   a whole conductor in a simulated world (SEEDS=100000 runs more, SEED=7 replays one)"
 	@echo "make lint       formatting and lints, warnings denied"
 
 demo: deps build boot os
@@ -48,6 +49,11 @@ unit:
 	$(CARGO) build --workspace --bins
 	$(AS_ROOT) $(CARGO) test --workspace --lib --bins --test tidy --test lab \
 		--test swarm --test replicas
+
+# A whole conductor in a simulated world: SEEDS=100000 runs so many, SEED=7 replays one.
+simulate:
+	SEED=$(SEED) SEEDS=$(or $(SEEDS),1000) FIRST=$(FIRST) $(CARGO) test --release -p ferrite --bin ferrite \
+		nothing_that_must_not_happen_does -- --nocapture
 
 bench-deploy: deps build boot
 	@$(MAKE) --no-print-directory $(TARGET)/lab/bench.raw.json

@@ -32,7 +32,6 @@ pub(crate) mod simulated {
     }
 
     /// Sets this thread's clock; from here on it goes with tokio's, which a test may pause.
-    #[expect(dead_code, reason = "the simulation of a whole conductor uses it")]
     pub(crate) fn set(to: Timestamp) {
         SET.set(Some((to, tokio::time::Instant::now())));
     }

@@ -195,8 +195,9 @@ pub(crate) fn point(_: Work, _: Moment) {}
 #[cfg(any(test, debug_assertions))]
 pub(crate) use armed::point;
 
+/// A point's name.
 #[cfg(any(test, debug_assertions))]
-fn name(work: Work, moment: Moment) -> String {
+pub(crate) fn name(work: Work, moment: Moment) -> String {
     let moment = match moment {
         Moment::Before => "before",
         Moment::Acted => "acted",
@@ -256,7 +257,6 @@ pub(crate) mod armed {
     }
 
     /// Has this thread's points watched, or no longer.
-    #[expect(dead_code, reason = "the simulation uses it")]
     pub(crate) fn watch(watcher: Option<Watcher>) {
         WATCHER.set(watcher);
     }

@@ -14,7 +14,6 @@ macro_rules! guards {
         #[cfg(test)]
         impl Guard {
             /// Every guard.
-            #[expect(dead_code, reason = "the simulation uses it")]
             pub(crate) const ALL: &[Self] = &[$(Self::$name,)*];
         }
     };
@@ -114,7 +113,6 @@ pub(crate) mod taken_away {
     }
 
     /// Takes a guard away, or puts all back.
-    #[expect(dead_code, reason = "the simulation uses it")]
     pub(crate) fn set(guard: Option<Guard>) {
         AWAY.set(guard);
     }

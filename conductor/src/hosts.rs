@@ -469,10 +469,13 @@ impl Hosts {
     pub(crate) fn observed<'a>(&self, name: &str, limits: &'a Limits) -> Observed<'a> {
         let seen = self.live(name).map(|live| live.seen());
         let seen = seen.unwrap_or_default();
-        let started = Some(self.started);
+        let now = clock::now();
+        // The clock may have been set back meanwhile.
+        let past = |at: Option<Timestamp>| at.filter(|at| *at <= now);
+        let started = past(Some(self.started));
         Observed {
-            agent_seen: seen.agent.max(started),
-            daemon_seen: seen.daemon.max(started),
+            agent_seen: past(seen.agent).max(started),
+            daemon_seen: past(seen.daemon).max(started),
             limits,
         }
     }

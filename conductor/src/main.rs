@@ -26,6 +26,8 @@ mod roll;
 mod seal;
 mod seeing;
 mod serve;
+#[cfg(test)]
+mod simulation;
 mod store;
 mod tls;
 mod token;

@@ -128,8 +128,9 @@ impl Live {
     /// It was heard; what is earlier than what is known changes nothing.
     pub(crate) fn hear(&self, agent: Option<Timestamp>, daemon: Option<Timestamp>) {
         let mut seen = lock(&self.seen);
-        seen.agent = seen.agent.max(agent);
-        seen.daemon = seen.daemon.max(daemon);
+        // The last one counts, not the latest: the clock may have been set back.
+        seen.agent = agent.or(seen.agent);
+        seen.daemon = daemon.or(seen.daemon);
     }
 }
 

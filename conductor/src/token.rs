@@ -50,7 +50,6 @@ pub(crate) mod simulated {
     }
 
     /// From here on this thread's tokens follow from the seed.
-    #[expect(dead_code, reason = "the simulation of a whole conductor uses it")]
     pub(crate) fn seed(seed: u64) {
         SEEDED.set(Some(ChaCha8Rng::seed_from_u64(seed)));
     }

@@ -20,6 +20,8 @@ use ferrite_proto::secret::Secret;
 
 pub(crate) use clients::Clients;
 pub(crate) use error::BmcError;
+#[cfg(test)]
+pub(crate) use error::Said;
 
 /// What a call to a BMC comes to.
 pub(crate) type BmcFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BmcError>> + Send + 'a>>;

@@ -285,8 +285,6 @@ impl Change {
 
     /// The BMC told which machine it is.
     pub(crate) fn identified(&mut self, uuid: Option<&str>, power: Power, limits: &Limits) {
-        self.bmc_obeyed();
-        self.power_read(power);
         let known = self.record.run.bmc_uuid.clone();
         if let (Some(known), Some(found)) = (&known, uuid)
             && !guard::holds(Guard::BmcOfTheSameMachine, known == found)
@@ -297,6 +295,7 @@ impl Change {
             self.fail(Problem::new(Code::BmcWrongMachine, text, advice), limits);
             return;
         }
+        self.power_read(power);
         self.record.run.bmc_uuid = known.or_else(|| uuid.map(str::to_owned));
         self.record.run.registered = true;
         self.event(

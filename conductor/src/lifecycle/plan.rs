@@ -149,6 +149,8 @@ impl View<'_> {
         let what = &error.problem;
         match error.retry_at {
             Some(at) if at <= self.now => None,
+            // The clock was set back: such a pause was never made.
+            Some(at) if at > self.now + self.seen.limits.retry_max => None,
             Some(at) => Some(wait(
                 format!(
                     "the next attempt at {} (attempt {} failed: {what})",
@@ -166,7 +168,9 @@ impl View<'_> {
         let Some(session) = session.filter(|session| !session.leaving) else {
             return Agent::Absent;
         };
-        let silent_at = self.agent_heard(session) + self.seen.limits.agent_silence;
+        let silence = self.seen.limits.agent_silence;
+        let silent_at = self.agent_heard(session).saturating_add(silence);
+        let silent_at = silent_at.unwrap_or(Timestamp::MIN);
         let in_touch = silent_at > self.now && !self.lost_power(session);
         if in_touch && guard::stands(Guard::AgentInTouchIsKept) {
             Agent::InTouch { silent_at }
@@ -176,14 +180,26 @@ impl View<'_> {
     }
 
     fn agent_heard(&self, session: &Session) -> Timestamp {
-        let heard = self.seen.agent_seen.unwrap_or(session.hello_at);
-        heard.max(session.hello_at)
+        let heard = self.past(self.seen.agent_seen);
+        heard
+            .max(self.past(Some(session.hello_at)))
+            .unwrap_or(Timestamp::MIN)
+    }
+
+    /// A time that is yet to come was noted before the clock was set back, and tells nothing.
+    fn past(&self, at: Option<Timestamp>) -> Option<Timestamp> {
+        at.filter(|at| *at <= self.now)
+    }
+
+    /// When the power was last read.
+    fn power_read_at(&self) -> Option<Timestamp> {
+        self.past(self.record.run.power_at)
     }
 
     /// Whether the host was found switched off after its agent was last heard.
     fn lost_power(&self, session: &Session) -> bool {
         let heard = self.agent_heard(session);
-        let read = self.record.run.power_at;
+        let read = self.power_read_at();
         self.record.power() == Some(Power::Off) && read.is_some_and(|at| at > heard)
     }
 
@@ -194,8 +210,8 @@ impl View<'_> {
             return Err(None);
         };
         let heard = self.agent_heard(session);
-        let read = self.record.run.power_at.unwrap_or(heard);
-        let due = heard.max(read) + DOUBT;
+        let read = self.power_read_at().unwrap_or(heard);
+        let due = heard.max(read).saturating_add(DOUBT).unwrap_or(self.now);
         if due <= self.now {
             Ok(Decision::Do(Action::ReadPower))
         } else {
@@ -333,6 +349,11 @@ impl View<'_> {
         if never_ours || self.record.run.power_at.is_none() {
             return Decision::Do(Action::Remove);
         }
+        // An address that was changed may lead to somebody else's machine.
+        let identified = guard::holds(Guard::IdentifiedBeforeSwitched, self.record.run.registered);
+        if !identified && !(deletion.powered_off && deletion.released) {
+            return Decision::Do(Action::Identify);
+        }
         if !guard::holds(Guard::OffBeforeForgotten, deletion.powered_off) {
             return Decision::Do(Action::PowerOff);
         }
@@ -418,8 +439,13 @@ impl View<'_> {
     }
 
     fn own_step(&self, name: StepName) -> Decision {
+        let identified = guard::holds(Guard::IdentifiedBeforeSwitched, self.record.run.registered);
         if name == StepName::ReleaseBoot {
-            return Decision::Do(Action::ReleaseBoot);
+            return Decision::Do(if identified {
+                Action::ReleaseBoot
+            } else {
+                Action::Identify
+            });
         }
         self.await_os()
     }
@@ -431,7 +457,9 @@ impl View<'_> {
         let since = booting
             .and_then(|d: &Deployment| d.booting_at)
             .unwrap_or(self.record.host.status.since);
-        let due = since + self.seen.limits.daemon;
+        // The clock was set back: nobody knows for how long it has been waited.
+        let due = self.past(Some(since));
+        let due = due.map_or(self.now, |since| since + self.seen.limits.daemon);
         let daemon = self.record.host.status.daemon.as_ref();
         let (waits_for, code) = match daemon.map(|daemon| daemon.cloud_init.stage) {
             Some(Done | Failed) => return Decision::Do(Action::OsIsUp),
@@ -455,7 +483,7 @@ impl View<'_> {
 
     /// A machine that lost power on its way into the OS is switched on again: it has all it needs.
     fn while_os_starts(&self, waits_for: &str, due: Timestamp) -> Decision {
-        let asked = self.record.run.power_asked_at;
+        let asked = self.past(self.record.run.power_asked_at);
         let lately = asked.filter(|at| *at + self.seen.limits.power_interval > self.now);
         match (self.stale_power(), self.record.power(), lately) {
             (Ok(read), _, _) => read,
@@ -512,7 +540,8 @@ impl View<'_> {
         if !guard::holds(Guard::IdentifiedBeforeSwitched, self.record.run.registered) {
             return Decision::Do(Action::Identify);
         }
-        let fresh = |boot: &&RamdiskBoot| !boot.used && !self.too_old(boot);
+        let known = |boot: &RamdiskBoot| boot.armed_at <= self.now;
+        let fresh = |boot: &&RamdiskBoot| !boot.used && known(boot) && !self.too_old(boot);
         let Some(boot) = self.record.run.boot.as_ref().filter(fresh) else {
             return Decision::Do(Action::Arm);
         };
@@ -534,7 +563,7 @@ impl View<'_> {
 
     fn switch_on(&self, boot: &RamdiskBoot) -> Decision {
         let is_fresh = |at: &Timestamp| guard::holds(Guard::PowerReadFresh, *at >= boot.armed_at);
-        let fresh = self.record.run.power_at.filter(is_fresh);
+        let fresh = self.power_read_at().filter(is_fresh);
         match (fresh, self.record.power()) {
             (None, _) | (Some(_), None) => Decision::Do(Action::ReadPower),
             (Some(_), Some(Power::Off)) => Decision::Do(Action::PowerOn),
@@ -543,7 +572,7 @@ impl View<'_> {
     }
 
     fn await_hello(&self, boot: &RamdiskBoot, asked: Timestamp) -> Decision {
-        let read = self.record.run.power_at.filter(|at| *at >= asked);
+        let read = self.power_read_at().filter(|at| *at >= asked);
         let is_on = read.is_some() && self.record.power() == Some(Power::On);
         if !is_on {
             return self.await_power(asked);
@@ -579,8 +608,9 @@ impl View<'_> {
                 "look at the BMC's own log and at the power supplies",
             ));
         }
-        let next = self.record.run.power_at.unwrap_or(asked).max(asked) + POWER_POLL;
-        if self.record.run.power_at.is_none_or(|at| at < asked) || next <= self.now {
+        let read = self.power_read_at();
+        let next = read.unwrap_or(asked).max(asked) + POWER_POLL;
+        if read.is_none_or(|at| at < asked) || next <= self.now {
             return Decision::Do(Action::ReadPower);
         }
         wait("the BMC to report that the host is on", Some(next))
@@ -592,9 +622,7 @@ impl View<'_> {
             return Ok(Decision::Do(Action::Identify));
         }
         let due = self
-            .record
-            .run
-            .power_at
+            .power_read_at()
             .map(|at| at + self.seen.limits.power_interval);
         match due {
             Some(due) if due > self.now => Err(due),

@@ -106,6 +106,7 @@ impl Task {
         let mut jobs = Vec::with_capacity(MOST);
         loop {
             let open = tokio::select! {
+                biased;
                 got = self.queue.recv_many(&mut jobs, MOST) => got > 0,
                 _ = tick.tick() => true,
             };
