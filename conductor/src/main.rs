@@ -18,7 +18,6 @@ mod guard;
 mod hosts;
 mod lifecycle;
 mod listen;
-mod manager;
 mod netboot;
 mod ownership;
 mod replicas;
@@ -29,6 +28,7 @@ mod serve;
 #[cfg(test)]
 mod simulation;
 mod store;
+mod systemd;
 mod tls;
 mod token;
 mod workflow;

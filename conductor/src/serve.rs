@@ -37,7 +37,7 @@ use crate::seeing::outlets;
 use crate::store::database::Database;
 use crate::store::leases::InDatabase;
 use crate::store::sql::Pool;
-use crate::{bmc, listen, manager, netboot, tls, token};
+use crate::{bmc, listen, netboot, systemd, tls, token};
 
 /// Between looks at the certificate.
 const RENEWAL: Duration = Duration::from_hours(24);
@@ -353,8 +353,8 @@ async fn serve_https(
     let context = || format!("serving HTTPS on {}", config.listen);
     let door = axum_server::from_tcp_rustls(listener, tls).with_context(context)?;
     let door = listen::bounded(door.map(Introduced), CONNECTIONS).handle(handle);
-    let watchdog = tokio::spawn(manager::watch());
-    manager::tell(&[NotifyState::Ready]);
+    let watchdog = tokio::spawn(systemd::watch());
+    systemd::tell(&[NotifyState::Ready]);
     let served = door.serve(service).await;
     watchdog.abort();
     stopper.abort();
@@ -391,7 +391,7 @@ async fn stop_on_signal(
         _ = tokio::signal::ctrl_c() => {}
     }
     tracing::info!("stopping");
-    manager::tell(&[NotifyState::Stopping]);
+    systemd::tell(&[NotifyState::Stopping]);
     stop.cancel();
     handle.graceful_shutdown(Some(GRACE));
 }

@@ -393,7 +393,10 @@ mod tests {
 
     #[test]
     fn what_a_host_does_by_itself_is_no_difference() {
-        let host = |version: &str, generation: u64| json!({"metadata": {"name": "a", "resourceVersion": version, "generation": generation}});
+        let host = |version: &str, generation: u64| {
+            json!({"metadata": {"name": "a", "resourceVersion": version,
+                               "generation": generation}})
+        };
         assert!(is_same(&host("1", 1), &host("9", 1), false));
         assert!(!is_same(&host("1", 1), &host("2", 2), false));
         let image = |version: &str| json!({"metadata": {"name": "i", "resourceVersion": version}});

@@ -26,7 +26,12 @@ const ROUNDS: u32 = 20;
 #[derive(Debug, Args)]
 pub(crate) struct Edit {
     /// `host/NAME`.
-    #[arg(required = true, num_args = 1..=2, value_name = "KIND/NAME", add = super::complete::things())]
+    #[arg(
+        required = true,
+        num_args = 1..=2,
+        value_name = "KIND/NAME",
+        add = super::complete::things(),
+    )]
     pub(crate) what: Vec<String>,
 }
 

@@ -411,7 +411,8 @@ mod tests {
 
     #[test]
     fn a_yaml_list_has_the_same_fields() {
-        let row = "- name: a\n  bmc_address: redfish://10.0.0.1\n  username: root\n  boot_mac: 52:54:00:00:00:01\n";
+        let row = "- name: a\n  bmc_address: redfish://10.0.0.1\n  username: root\n  \
+                   boot_mac: 52:54:00:00:00:01\n";
         let found = of(
             "h.yaml",
             &format!("{row}  password: 1234\n  labels: {{r: 1}}\n"),
@@ -426,7 +427,8 @@ mod tests {
     #[test]
     fn hosts_as_apply_takes_them_are_taken_too() {
         let host = "apiVersion: ferrite/v1\nkind: Host\nmetadata: {name: a}\nspec:\n  bmc: \
-                    {address: redfish://b, username: u}\n  boot_via: virtual-media\nsecrets: {bmc_password: p}\n";
+                    {address: redfish://b, username: u}\n  boot_via: virtual-media\n\
+                    secrets: {bmc_password: p}\n";
         assert_eq!(of("h.yaml", host).unwrap().len(), 1);
         let image = "apiVersion: ferrite/v1\nkind: Image\nmetadata: {name: i}\nspec: {url: u}\n";
         let error = of("h.yaml", &format!("{host}---\n{image}")).unwrap_err();

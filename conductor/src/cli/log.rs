@@ -33,7 +33,12 @@ pub(crate) struct Events {
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
     /// `host/NAME`.
-    #[arg(required = true, num_args = 1..=2, value_name = "host/NAME", add = super::complete::things())]
+    #[arg(
+        required = true,
+        num_args = 1..=2,
+        value_name = "host/NAME",
+        add = super::complete::things(),
+    )]
     pub(crate) what: Vec<String>,
     /// Go on, and show what comes.
     #[arg(long, short)]

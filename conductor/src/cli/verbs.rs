@@ -66,7 +66,13 @@ pub(crate) struct Apply {
     #[command(flatten)]
     pub(crate) files: Files,
     /// Let the conductor check everything, and change nothing.
-    #[arg(long, value_enum, num_args = 0..=1, default_missing_value = "server", require_equals = true)]
+    #[arg(
+        long,
+        value_enum,
+        num_args = 0..=1,
+        default_missing_value = "server",
+        require_equals = true,
+    )]
     pub(crate) dry_run: Option<DryRun>,
 }
 
@@ -83,7 +89,11 @@ pub(crate) enum DryRun {
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
     /// `host/NAME…`, or a kind with --selector.
-    #[arg(value_name = "KIND/NAME", required_unless_present = "filename", add = super::complete::things())]
+    #[arg(
+        value_name = "KIND/NAME",
+        required_unless_present = "filename",
+        add = super::complete::things(),
+    )]
     pub(crate) what: Vec<String>,
     /// What these files name.
     #[arg(long, short, value_name = "FILE", conflicts_with = "what")]

@@ -1,5 +1,5 @@
-//! The service manager: it is told when the conductor serves and when it stops, and now and then
-//! that it is alive. Without one (`NOTIFY_SOCKET` is not set) nothing happens.
+//! systemd: it is told when the conductor serves and when it stops, and now and then that it is
+//! alive. Without it (`NOTIFY_SOCKET` is not set) nothing happens.
 
 use std::time::Duration;
 
