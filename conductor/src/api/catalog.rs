@@ -169,7 +169,7 @@ mod tests {
     use super::*;
     use serde_json::Map;
 
-    fn profile(defaults: Value) -> Result<(), Problem> {
+    fn profile(defaults: &Value) -> Result<(), Problem> {
         let defaults: Map<_, _> = defaults.as_object().cloned().unwrap_or_default();
         let description = None;
         check_profile(&ProfileSpec {
@@ -180,12 +180,12 @@ mod tests {
 
     #[test]
     fn a_profile_holds_fields_of_hosts_and_none_of_their_own() {
-        profile(json!({"boot_mode": "bios", "root_device_hints": {"rotational": false}})).unwrap();
-        let refused = profile(json!({"bot_mode": "bios"})).unwrap_err();
+        profile(&json!({"boot_mode": "bios", "root_device_hints": {"rotational": false}})).unwrap();
+        let refused = profile(&json!({"bot_mode": "bios"})).unwrap_err();
         assert!(refused.message.contains("bot_mode"), "{refused}");
         assert_eq!(refused.advice, "did you mean `boot_mode`?");
-        assert!(profile(json!({"boot_mac": "52:54:00:00:00:01"})).is_err());
-        assert!(profile(json!({"boot_mode": 7})).is_err());
+        assert!(profile(&json!({"boot_mac": "52:54:00:00:00:01"})).is_err());
+        assert!(profile(&json!({"boot_mode": 7})).is_err());
     }
 
     #[test]

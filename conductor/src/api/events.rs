@@ -163,8 +163,8 @@ async fn follow(
         let _slot = slot;
         let stop = app.stop.clone();
         while say(&app, &query, &visible, &sender, &mut at).await.is_ok() {
-            let changed = tokio::select! {
-                changed = changes.recv() => changed.map(|_| ()),
+            let heard = tokio::select! {
+                next = changes.recv() => next.map(|_| ()),
                 () = tokio::time::sleep(HEARTBEAT) => match bookmark(&sender, "Event", at).await {
                     Ok(()) => Ok(()),
                     Err(Ended) => return,
@@ -172,7 +172,7 @@ async fn follow(
                 () = stop.cancelled() => return,
                 () = sender.closed() => return,
             };
-            if matches!(changed, Err(RecvError::Closed)) {
+            if matches!(heard, Err(RecvError::Closed)) {
                 return;
             }
             // What else has come is read at once.

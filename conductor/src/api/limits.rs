@@ -90,12 +90,11 @@ pub(crate) async fn limit(
     next: Next,
 ) -> Response {
     let given = request.headers().get(header::AUTHORIZATION);
-    let caller = match given.and_then(|value| value.to_str().ok()) {
-        Some(token) => token::sha256(token),
-        None => {
-            let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
-            peer.map_or_else(String::new, |ConnectInfo(peer)| peer.ip().to_string())
-        }
+    let caller = if let Some(token) = given.and_then(|value| value.to_str().ok()) {
+        token::sha256(token)
+    } else {
+        let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
+        peer.map_or_else(String::new, |ConnectInfo(peer)| peer.ip().to_string())
     };
     match limiter.take(&caller, Instant::now()) {
         Ok(()) => next.run(request).await,
@@ -136,7 +135,7 @@ mod tests {
         limiter.take("a", now + wait).unwrap();
         assert!(limiter.take("a", now + wait).is_err());
         // A clock that stands still gives nothing, a long pause no more than the burst.
-        let later = now + Duration::from_secs(3600);
+        let later = now + Duration::from_hours(1);
         assert_eq!(
             (0..9).filter(|_| limiter.take("a", later).is_ok()).count(),
             3

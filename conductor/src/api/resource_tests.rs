@@ -268,8 +268,8 @@ async fn a_watch_tells_what_is_and_what_comes_and_goes() {
     conductor.admin("POST", "/v1/hosts", manifest("a", 1)).await;
     let mut all = conductor.watch("/v1/hosts?watch=true").await;
     assert_eq!(next(&mut all).await, "ADDED a");
-    let selected = "/v1/hosts?watch=true&label_selector=rack=r2";
-    let mut selected = conductor.watch(selected).await;
+    let path = "/v1/hosts?watch=true&label_selector=rack=r2";
+    let mut selected = conductor.watch(path).await;
     let list = conductor.admin("GET", "/v1/hosts", Value::Null).await;
     let version = list["metadata"]["resourceVersion"].as_str().unwrap();
     conductor.admin("POST", "/v1/hosts", manifest("b", 2)).await;
@@ -286,10 +286,10 @@ async fn a_watch_tells_what_is_and_what_comes_and_goes() {
     }
     // From where the list was, nothing is missed.
     let path = format!("/v1/hosts?watch=true&resource_version={version}");
-    let mut later = conductor.watch(&path).await;
-    while next(&mut later).await != "MODIFIED b" {}
+    let mut caught_up = conductor.watch(&path).await;
+    while next(&mut caught_up).await != "MODIFIED b" {}
     conductor.admin("DELETE", "/v1/hosts/a", Value::Null).await;
-    while next(&mut later).await != "DELETED a" {}
+    while next(&mut caught_up).await != "DELETED a" {}
 }
 
 fn image(url: &str) -> Value {

@@ -48,7 +48,7 @@ impl Selectors {
         let labels = split(labels.unwrap_or_default());
         let fields = split(fields.unwrap_or_default());
         if labels.len() > MOST || fields.len() > MOST {
-            return Err(invalid(format!("more than {MOST} conditions")));
+            return Err(invalid(&format!("more than {MOST} conditions")));
         }
         Ok(Self {
             labels: labels.into_iter().map(label).collect::<Result<_, _>>()?,
@@ -191,7 +191,7 @@ fn field(text: &str) -> Result<Field, Problem> {
         .chars()
         .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.');
     if !letters || !known.iter().any(|start| path.starts_with(start)) {
-        return Err(invalid(format!(
+        return Err(invalid(&format!(
             "{path:?} cannot be selected by: fields begin with metadata., spec. or status."
         )));
     }
@@ -204,10 +204,10 @@ fn field(text: &str) -> Result<Field, Problem> {
 
 fn unreadable(text: &str) -> Problem {
     let shown: String = text.chars().take(80).collect();
-    invalid(format!("{shown:?} is no condition"))
+    invalid(&format!("{shown:?} is no condition"))
 }
 
-fn invalid(what: String) -> Problem {
+fn invalid(what: &str) -> Problem {
     Problem::new(
         Code::QueryInvalid,
         format!("the selector cannot be used: {what}"),

@@ -74,6 +74,11 @@ pub(crate) struct Shown {
     pub(crate) json: Value,
 }
 
+/// Gives all names.
+pub(crate) type Names = Box<dyn Fn(&App) -> Vec<String> + Send + Sync>;
+/// Gives one as it is now.
+pub(crate) type Reader = Box<dyn Fn(&App, &str) -> Option<Shown> + Send + Sync>;
+
 /// What a watch is of.
 pub(crate) struct Source {
     /// As it is among changes.
@@ -81,9 +86,9 @@ pub(crate) struct Source {
     /// As it is in resources.
     pub(crate) kind: &'static str,
     /// All names.
-    pub(crate) names: Box<dyn Fn(&App) -> Vec<String> + Send + Sync>,
+    pub(crate) names: Names,
     /// One as it is now.
-    pub(crate) read: Box<dyn Fn(&App, &str) -> Option<Shown> + Send + Sync>,
+    pub(crate) read: Reader,
 }
 
 impl std::fmt::Debug for Source {
@@ -200,7 +205,7 @@ impl Watch {
                 () = self.sender.closed() => return Err(Ended),
             };
             match next {
-                Ok(changed) => self.take(&changed).await?,
+                Ok(one) => self.take(&one).await?,
                 Err(RecvError::Lagged(_)) => self.after_lag().await?,
                 Err(RecvError::Closed) => return Ok(()),
             }

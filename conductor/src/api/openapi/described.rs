@@ -133,7 +133,7 @@ fn listed(call: Call<'_>) -> Call<'_> {
     .query("resource_version", &version, VERSION)
     .header(
         "Last-Event-ID",
-        &version,
+        &json!({"type": "string"}),
         "Of the last event heard, when a watch goes on.",
     )
     .streams()
@@ -338,7 +338,7 @@ fn fleet(all: &mut Document) {
         )
         .header(
             "Last-Event-ID",
-            &place,
+            &json!({"type": "string"}),
             "Of the last line heard, when a watch goes on.",
         )
         .answers::<FleetEvents>(200, "Newest last.")

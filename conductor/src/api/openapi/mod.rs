@@ -1,4 +1,4 @@
-//! The OpenAPI 3.1 document: schemas from the types, who may call from [`TABLE`], the rest from
+//! The `OpenAPI` 3.1 document: schemas from the types, who may call from [`TABLE`], the rest from
 //! [`described`]. Checked in as `proto/openapi.json` and served at `/openapi.json`.
 //!
 //! A call of the table that is not described fails a test, and so does one described that is not
