@@ -155,11 +155,6 @@ impl Check {
         }
     }
 
-    /// The last line that was read.
-    pub(crate) const fn id(&self) -> u64 {
-        self.id
-    }
-
     /// The next line.
     pub(crate) fn take(&mut self, line: &AuditLine) -> Result<(), Broken> {
         let expected = self.id + 1;
@@ -271,8 +266,7 @@ mod tests {
             removed.remove(at);
             let found = check(&head, &removed).unwrap_err();
             let named = match found {
-                Broken::Gap { expected, .. } => expected,
-                Broken::Cut { expected, .. } => expected,
+                Broken::Gap { expected, .. } | Broken::Cut { expected, .. } => expected,
                 other => panic!("{other}"),
             };
             assert_eq!(named, id);

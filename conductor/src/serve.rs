@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access::oidc::Oidc;
 use crate::access::peer::Introduced;
 use crate::access::refusals::Refusals;
+use crate::access::registry::{FIRST_ADMIN, PREFIX};
 use crate::actor::Actor;
 use crate::api::limits::{self, Limiter};
 use crate::api::{self, App};
@@ -233,7 +234,7 @@ fn admin_token(path: &Path) -> anyhow::Result<()> {
     if path.exists() {
         return Ok(());
     }
-    let line = format!("{}\n", token::random().expose());
+    let line = format!("{PREFIX}{FIRST_ADMIN}_{}\n", token::random().expose());
     token::write_private(path, line.as_bytes())
         .with_context(|| format!("writing {}", path.display()))
 }

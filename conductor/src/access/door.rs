@@ -13,7 +13,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::resource::DEFAULT_PROJECT;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::caller::{CALL, Call, Caller, Grant, Person, Role};
 use super::peer::Peer;
@@ -117,7 +117,7 @@ async fn check(
     mut request: Request,
 ) -> Result<Request, Problem> {
     let fits = match scope {
-        Scope::Any => person.may_anywhere(role),
+        Scope::Any | Scope::Body => person.may_anywhere(role),
         Scope::Global => person.may_everywhere(role),
         Scope::Host | Scope::HostAndBody => {
             let known = host_project(app, &mut request).await?;
@@ -130,7 +130,6 @@ async fn check(
                 None => person.may_anywhere(role),
             }
         }
-        Scope::Body => person.may_anywhere(role),
     };
     if !fits {
         return Err(lacks(person, role));
@@ -151,19 +150,14 @@ struct Named {
 
 #[derive(Debug, Deserialize)]
 struct Metadata {
-    #[serde(default, with = "double_option")]
-    project: Option<Option<String>>,
+    #[serde(default, deserialize_with = "said")]
+    project: Option<String>,
 }
 
-/// Tells `null`, which means the default, from nothing.
-mod double_option {
-    use serde::{Deserialize, Deserializer};
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Option<Option<String>>, D::Error> {
-        Option::deserialize(from).map(Some)
-    }
+/// `null` means the default project; nothing said is another thing.
+fn said<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let project: Option<String> = Option::deserialize(from)?;
+    Ok(project.or_else(|| Some(DEFAULT_PROJECT.to_owned())))
 }
 
 async fn check_body(
@@ -183,7 +177,7 @@ async fn check_body(
     })?;
     let project = named.metadata.and_then(|metadata| metadata.project);
     let project = match (project, scope) {
-        (Some(project), _) => project.unwrap_or_else(|| DEFAULT_PROJECT.to_owned()),
+        (Some(project), _) => project,
         (None, Scope::HostAndBody) if parts.method != "PUT" => {
             return Ok(Request::from_parts(parts, Body::from(bytes)));
         }

@@ -214,8 +214,9 @@ pub(crate) mod tests {
         pub(crate) fn keys(&self) -> Value {
             let public = RsaPublicKeyComponents::<Vec<u8>>::from(self.rsa.public());
             let point = self.ec.public_key().as_ref();
+            let (n, e) = (text(&public.n), text(&public.e));
             json!({"keys": [
-                {"kty": "RSA", "kid": "r", "use": "sig", "n": text(&public.n), "e": text(&public.e)},
+                {"kty": "RSA", "kid": "r", "use": "sig", "n": n, "e": e},
                 {"kty": "EC", "kid": "e", "crv": "P-256",
                  "x": text(&point[1..33]), "y": text(&point[33..])},
                 {"kty": "oct", "kid": "o", "k": "AAAA"},

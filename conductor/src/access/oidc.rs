@@ -194,7 +194,7 @@ mod tests {
             let url = format!("https://{}", listener.local_addr().unwrap());
             let keys = Arc::new(Mutex::new(issuer.keys()));
             let fetches = Arc::<AtomicUsize>::default();
-            let (served, count) = (Arc::clone(&keys), Arc::clone(&fetches));
+            let (shown, count) = (Arc::clone(&keys), Arc::clone(&fetches));
             let discovery = json!({"issuer": url, "jwks_uri": format!("{url}/keys")});
             let router = axum::Router::new()
                 .route(
@@ -205,7 +205,7 @@ mod tests {
                     "/keys",
                     get(move || async move {
                         count.fetch_add(1, Ordering::Relaxed);
-                        axum::Json(served.lock().unwrap().clone())
+                        axum::Json(shown.lock().unwrap().clone())
                     }),
                 );
             let config = axum_server::tls_rustls::RustlsConfig::from_config(identity.server);

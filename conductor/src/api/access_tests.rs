@@ -2,6 +2,7 @@
 //! in, and what happens when a line of the table is weakened.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -96,7 +97,7 @@ impl World {
     fn request(&self, line: Line, caller: &str) -> Request<HttpBody> {
         let path = line.path.replace("{name}", "n");
         let path = path.replace("{token}", "t").replace("{subject}", "user:u");
-        let path = path.replace('{', "").replace('}', "");
+        let path = path.replace(['{', '}'], "");
         let body = json!({"metadata": {"name": "n", "project": "default"}});
         let mut request = Request::builder()
             .method(line.method)
@@ -124,7 +125,8 @@ impl World {
     async fn row(&self, table: &'static [Line], line: Line) -> String {
         let mut row = format!("{:<7}{:<40}", line.method, line.path);
         for caller in CALLERS {
-            row += &format!("{:<13}", self.ask(table, line, caller).await);
+            let said = self.ask(table, line, caller).await;
+            write!(row, "{said:<13}").unwrap();
         }
         row.trim_end().to_owned()
     }
@@ -207,7 +209,7 @@ async fn every_call_of_openapi_by_every_caller_is_as_written() {
     let world = World::new().await;
     let mut found = format!("{:<47}", "");
     for caller in CALLERS {
-        found += &format!("{caller:<13}");
+        write!(found, "{caller:<13}").unwrap();
     }
     found = format!("{}\n", found.trim_end());
     for line in TABLE {

@@ -137,9 +137,9 @@ async fn certificates_of_others_are_refused_before_any_call() {
     assert!(served.who(&forged, None).await.is_err());
     // The server's own certificate is for serving only.
     let own = |file: &str| std::fs::read_to_string(served.dir.path().join("tls").join(file));
-    let server = own("server.pem").unwrap() + &own("server.key").unwrap();
-    let server = served.client(Some(&server));
-    assert!(served.who(&server, None).await.is_err());
+    let pem = own("server.pem").unwrap() + &own("server.key").unwrap();
+    let as_server = served.client(Some(&pem));
+    assert!(served.who(&as_server, None).await.is_err());
     // Ours, but never noted: nobody knows it.
     let unknown = served.conductor.app.authority.issue_client("eve", &csr, 2);
     let unknown = served.client(Some(&format!("{}{key}", unknown.unwrap().pem)));

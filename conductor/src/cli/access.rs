@@ -296,15 +296,15 @@ async fn certificates(
 fn keep(directory: &Path, made: &Certificate, key: Option<&str>) -> anyhow::Result<String> {
     let mut files = vec![("pem", made.pem.as_str())];
     files.extend(key.map(|key| ("key", key)));
-    let mut lines = String::new();
+    let mut lines = Vec::new();
     for (kind, text) in files {
         let file = directory.join(format!("{}.{kind}", made.name));
         let shown = file.display();
         token::write_private(&file, text.as_bytes())
             .with_context(|| format!("writing {shown}; revoke the certificate and try again"))?;
-        lines += &format!("{shown}\n");
+        lines.push(format!("{shown}\n"));
     }
-    Ok(lines)
+    Ok(lines.concat())
 }
 
 async fn roles(client: &Client, command: RoleCommand, output: Output) -> anyhow::Result<()> {
@@ -357,16 +357,12 @@ async fn audit(client: &Client, command: AuditCommand, output: Output) -> anyhow
                 None => fetch(client, 0, u64::MAX).await?,
             };
             let end = verify(&log, head)?;
-            if !programs(output) {
-                print(&format!(
-                    "{} lines, whole; the end is {end}\n",
-                    log.items.len()
-                ))?;
+            if programs(output) {
+                let whole = serde_json::json!({"lines": log.items.len(), "head": end});
+                print_value(&whole, output)?;
             } else {
-                print_value(
-                    &serde_json::json!({"lines": log.items.len(), "head": end}),
-                    output,
-                )?;
+                let lines = log.items.len();
+                print(&format!("{lines} lines, whole; the end is {end}\n"))?;
             }
         }
     }
