@@ -71,23 +71,27 @@ secrets:
 ";
 
 #[tokio::test]
-async fn a_manifest_is_applied_edited_and_deleted() {
+async fn a_manifest_is_applied_compared_edited_and_deleted() {
     let site = Site::start().await;
     site.write("pw", "hunter2\n");
     site.write("a.yaml", HOST);
+    assert!(site.says("diff -f a.yaml", 1).contains("+  boot_mac: "));
+    let tried = site.says("apply -f a.yaml --dry-run=server", 0);
+    assert_eq!(tried, "host/a created (dry run)\n");
     assert!(site.says("get host/a", 4).contains("[host-not-found]"));
     assert_eq!(site.says("apply -f a.yaml", 0), "host/a created\n");
     assert_eq!(site.says("apply -f a.yaml", 0), "host/a unchanged\n");
+    assert_eq!(site.says("diff -f a.yaml", 0), "");
 
-    assert_eq!(site.says("get hosts -o name", 0), "host/a\n");
+    assert_eq!(site.says("get hosts -l rack=r1 -o name", 0), "host/a\n");
+    assert_eq!(site.says("get hosts -l rack=r9", 0), "no hosts\n");
     let shown = site.says("describe host/a", 0);
     assert!(shown.contains("Label:        rack=r1"), "{shown}");
 
     assert_eq!(site.says("edit host/a", 0), "host/a edited\n");
-    assert!(
-        site.says("get host/a -o yaml", 0)
-            .contains("    rack: r2\n")
-    );
+    assert_eq!(site.says("get hosts -l rack=r2 -o name", 0), "host/a\n");
+    let told = site.says("diff -f a.yaml", 1);
+    assert!(told.contains("-    rack: r2\n+    rack: r1\n"), "{told}");
 
     let told = site.says("wait --for=state=available --timeout 1s host/a", 1);
     assert!(
@@ -139,6 +143,10 @@ async fn a_thousand_hosts_are_imported_and_again_nothing_changes() {
     assert_eq!(site.says("get hosts", 0), "no hosts\n");
     site.write("h.csv", &csv);
     for (line, told) in [
+        (
+            "host import h.csv --dry-run",
+            "1000 hosts can be imported (dry run)\n",
+        ),
         (
             "host import h.csv",
             "1000 hosts: 1000 created, 0 configured, 0 unchanged\n",
