@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use ferrite_proto::problem::Problem;
+use ferrite_proto::problem::{Code, Problem};
 
 use crate::clock;
 use crate::hosts::problem_of;
@@ -84,8 +84,12 @@ impl Documents {
         let expired = self.roll.expired(clock::now());
         for document in &expired {
             let expect = Expect::Revision(document.revision);
-            self.remove(&document.kind, &document.name, expect, Vec::new())
-                .await?;
+            let removed = self.remove(&document.kind, &document.name, expect, Vec::new());
+            match removed.await {
+                // Somebody put a new one in its place.
+                Err(problem) if problem.code == Code::Conflict => {}
+                removed => drop(removed?),
+            }
         }
         Ok(expired.len())
     }

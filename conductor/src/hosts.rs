@@ -50,6 +50,7 @@ pub(crate) struct Hosts {
 
 impl Hosts {
     /// Reads every host, and starts the task that writes.
+    #[cfg(test)]
     pub(crate) async fn load(store: Arc<dyn Store>, boots: Arc<Boots>) -> Result<Self, StoreError> {
         Self::load_as(store, boots, Ownership::default()).await
     }

@@ -1,7 +1,7 @@
 //! One of several conductors on one database: keeps its lease, takes and gives hosts, follows what
 //! the others write.
 //!
-//! Every replica answers every call, of people as of agents; only who drives a host is settled here.
+//! Every replica answers every call, of people as of agents; who drives a host is settled here.
 //! A replica that cannot renew its lease stops driving before others may take its hosts.
 
 #[cfg(test)]
@@ -30,7 +30,9 @@ use crate::token;
 /// Between renewals.
 const RENEWAL: Duration = Duration::from_secs(1);
 /// How long before its end a lease is not believed any more.
-const MARGIN: Duration = Duration::from_secs(2);
+const MARGIN: u64 = 2;
+/// How long a lease is believed, from when its renewal was asked for.
+const BELIEVED: Duration = Duration::from_secs(TTL - MARGIN);
 /// Hosts that are handed over at once, so that a newcomer gets its share gently.
 const HANDED_OVER: usize = 50;
 /// Between looks at what others wrote, should a message be lost.
@@ -62,7 +64,7 @@ impl Replica {
                 _ = tick.tick() => {}
                 () = self.hosts.ownership().woken() => {}
             }
-            let turn = tokio::time::timeout(Duration::from_secs(TTL) - MARGIN, self.turn()).await;
+            let turn = tokio::time::timeout(BELIEVED, self.turn()).await;
             match turn {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(%error, "the lease is not renewed"),
@@ -81,7 +83,7 @@ impl Replica {
 
     /// Renews, lets go of what is too much, takes what is too little, drives what is held.
     pub(crate) async fn turn(&self) -> Result<(), StoreError> {
-        let until = Instant::now() + Duration::from_secs(TTL) - MARGIN;
+        let until = Instant::now() + BELIEVED;
         let alive = self.leases.renew(&self.id).await?;
         let all = self.leases.hosts().await?;
         let share = all.div_ceil(alive.len().max(1) as u64);

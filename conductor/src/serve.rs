@@ -24,6 +24,7 @@ use crate::api::limits::{self, Limiter};
 use crate::api::{self, App};
 use crate::boots::{Boots, Sighting};
 use crate::config::{Config, LogConfig, LogFormat, StoreConfig};
+use crate::documents::Documents;
 use crate::hosts::Hosts;
 use crate::lifecycle::driver::Driver;
 use crate::lifecycle::execute::{IsoUrl, World};
@@ -42,6 +43,8 @@ use crate::{bmc, listen, netboot, systemd, tls, token};
 
 /// Between looks at the certificate.
 const RENEWAL: Duration = Duration::from_hours(24);
+/// Between removals of what has expired.
+const SWEEP: Duration = Duration::from_mins(1);
 /// Connections at once: one or two for each host of ten thousand.
 const CONNECTIONS: usize = 24_576;
 /// How long open calls have to end at a stop.
@@ -106,6 +109,7 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     });
     let driver = Arc::new(Driver::start(Arc::clone(&world), stop.clone()));
     let replicas = several.map(|pool| start_replica(pool, &hosts, &driver, &stop));
+    let swept = tokio::spawn(sweep(hosts.documents(), stop.clone()));
     let seen = tokio::spawn(note_sightings(Arc::clone(&hosts), sightings, stop.clone()));
     let app = Arc::new(App {
         hosts,
@@ -127,6 +131,7 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     }
     driver.join().await;
     seen.await.context("noting what netboot saw")?;
+    swept.await.context("removing what has expired")?;
     outlets.join_all().await;
     if let Some(netboot) = netboot {
         netboot.stop().await;
@@ -327,6 +332,22 @@ async fn note_sightings(
             Ok(_) => tracing::debug!(%host, what, "seen"),
             Err(problem) if problem.code == Code::HostNotFound => {}
             Err(problem) => tracing::warn!(%host, %problem, "what was seen is not noted"),
+        }
+    }
+}
+
+/// Removes documents that have expired; until then nobody is shown them anyway.
+async fn sweep(documents: Documents, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP) => {}
+            () = stop.cancelled() => return,
+        }
+        match documents.sweep().await {
+            Ok(0) => {}
+            Ok(count) => tracing::debug!(count, "expired documents are removed"),
+            // Another replica was first, or the database is away: there is a next time.
+            Err(problem) => tracing::warn!(%problem, "what has expired stays for now"),
         }
     }
 }

@@ -230,8 +230,8 @@ fn from_json(cell: &Json, kind: char) -> Result<Value, BackupError> {
 }
 
 /// Whether what is sealed in a row opens.
-fn check_key((table, row): &Row, sealer: &Sealer) -> Result<(), BackupError> {
-    let sealed = match (table.name, row.as_slice()) {
+fn check_key((table, cells): &Row, sealer: &Sealer) -> Result<(), BackupError> {
+    let found = match (table.name, cells.as_slice()) {
         (
             "hosts",
             [
@@ -255,7 +255,7 @@ fn check_key((table, row): &Row, sealer: &Sealer) -> Result<(), BackupError> {
         ) => Some((seal_owner(kind, name), blob)),
         _ => None,
     };
-    match sealed {
+    match found {
         Some((owner, blob)) if sealer.open(&owner, blob).is_err() => Err(BackupError::OtherKey),
         _ => Ok(()),
     }

@@ -116,7 +116,8 @@ impl Database {
         };
         let after = || vec![after.into()];
         let sql = "SELECT name, uid, version, generation, created, spec, status, runtime, \
-                   secrets, project, labels, annotations FROM hosts WHERE version > $1 ORDER BY name";
+                   secrets, project, labels, annotations FROM hosts WHERE version > $1 \
+                   ORDER BY name";
         for mut row in session.rows(sql, after()).await? {
             news.hosts.push(rows::host(&mut row, &self.sealer)?);
         }

@@ -351,13 +351,6 @@ impl Document {
     }
 }
 
-impl Entries {
-    /// Whether nothing comes with the change.
-    pub(crate) fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
 impl AuditEntry {
     /// What was done to something; `detail` is an object, of which nothing is secret.
     pub(crate) fn of(
@@ -367,13 +360,13 @@ impl AuditEntry {
         (kind, name, project): (&str, &str, &str),
         detail: Value,
     ) -> Self {
-        let body = serde_json::json!({
+        let mut body = serde_json::json!({
             "at": at,
             "actor": actor.to_json(),
             "action": action,
             "target": {"kind": kind, "name": name, "project": project},
-            "detail": detail,
         });
+        body["detail"] = detail;
         Self {
             project: project.to_owned(),
             body,

@@ -1,6 +1,6 @@
 //! Hosts, documents and lines of logs as rows, and back.
 //!
-//! Times are microseconds since 1970, except in the columns of the first schema, where they are text.
+//! Times are microseconds since 1970; in the columns of the first schema they are text.
 
 use std::str::FromStr;
 
@@ -78,9 +78,9 @@ pub(crate) fn document(row: &mut Row, sealer: &Sealer) -> Result<Document, Store
     let (kind, name) = (row.text(0)?, row.text(1)?);
     let owner = seal_owner(&kind, &name);
     let secret = match row.maybe_blob(7)? {
-        Some(sealed) => {
-            let clear = sealer.open(&owner, &sealed)?;
-            Some(serde_json::from_slice(&clear).map_err(|error| damaged(&owner, &error))?)
+        Some(blob) => {
+            let opened = sealer.open(&owner, &blob)?;
+            Some(serde_json::from_slice(&opened).map_err(|error| damaged(&owner, &error))?)
         }
         None => None,
     };

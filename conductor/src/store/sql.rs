@@ -1,6 +1,6 @@
 //! One way to run a statement on both databases: the SQL is the same text, with `$1`, `$2`, ….
 //!
-//! sqlx's own `Any` driver does this for fewer types and boxes every row; this is what we need of it.
+//! sqlx's own `Any` driver does this for fewer types and boxes every row.
 
 use sqlx::postgres::{PgPool, PgRow, Postgres};
 use sqlx::sqlite::{Sqlite, SqlitePool, SqliteRow};
