@@ -1,4 +1,4 @@
-//! `ferrite backup`, `restore` and `key rotate`: work on the store itself, where the conductor runs.
+//! `ferrite backup`, `restore` and `key rotate`: work on the store, where the conductor runs.
 //!
 //! A backup may be made while the conductor runs; it reads one state of everything. A restore wants
 //! the conductor stopped and the store empty, and reads the whole file before it writes anything.

@@ -469,7 +469,8 @@ const SAVE: &str = "UPDATE hosts SET version = $3, generation = $4, state = $5, 
                     bmc_address = $7, spec = COALESCE($8, spec), status = $9, runtime = $10, \
                     secrets = COALESCE($11, secrets), project = $12, labels = $13, \
                     annotations = $14, fence = COALESCE($16, fence) \
-                    WHERE name = $1 AND uid = $2 AND version = $15 AND ($16 IS NULL OR fence = $16)";
+                    WHERE name = $1 AND uid = $2 AND version = $15 \
+                    AND ($16 IS NULL OR fence = $16)";
 const SAVE_MOVED: &str = "UPDATE hosts SET version = $3, generation = $4, state = $5, \
                     boot_mac = $6, bmc_address = $7, spec = COALESCE($8, spec), status = $9, \
                     runtime = $10, secrets = COALESCE($11, secrets), project = $12, \

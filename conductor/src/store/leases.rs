@@ -1,8 +1,8 @@
 //! Who drives which host, when several conductors share a database.
 //!
 //! A replica is alive as long as it renews its lease, by the database's clock. The hosts of one
-//! that is not are taken by others, each with a fence that is one higher: what the earlier owner writes
-//! after that is refused by the database.
+//! that is not are taken by others, each with a fence that is one higher: what the earlier owner
+//! writes after that is refused by the database.
 
 use super::StoreFuture;
 use super::sql::{Pool, Row};
