@@ -19,9 +19,8 @@ pub(crate) async fn run(client: &Client, file: Option<PathBuf>) -> anyhow::Resul
     let file = file.unwrap_or_else(|| named.unwrap_or_else(|| "ferrite-support.tar.gz".into()));
     token::write_private(&file, &bytes).with_context(|| format!("writing {}", file.display()))?;
     let (file, bytes) = (file.display(), bytes.len());
-    print(&format!(
-        "{file}: {bytes} bytes. Secrets are not in it; names, addresses and events of your hosts are.\n"
-    ))
+    let what = "Secrets are not in it; names, addresses and events of your hosts are.";
+    print(&format!("{file}: {bytes} bytes. {what}\n"))
 }
 
 /// The name that the conductor gave it: a name, never a path.

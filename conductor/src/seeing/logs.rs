@@ -70,10 +70,10 @@ impl MakeWriter<'_> for OwnLines {
 
 /// The last lines of every host's agent.
 #[derive(Debug, Default)]
-pub(crate) struct AgentLines(Mutex<Hosts>);
+pub(crate) struct AgentLines(Mutex<All>);
 
 #[derive(Debug, Default)]
-struct Hosts {
+struct All {
     hosts: BTreeMap<String, HostLines>,
     last: u64,
     bytes: usize,
@@ -178,7 +178,7 @@ impl AgentLines {
     }
 }
 
-impl Hosts {
+impl All {
     /// Whoever talks most is cut first. False when there is nothing to cut.
     fn drop_half_of_the_longest(&mut self) -> bool {
         let longest = self.hosts.values_mut().max_by_key(|host| host.lines.len());

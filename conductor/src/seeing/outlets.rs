@@ -73,12 +73,12 @@ async fn serve_figures(listener: std::net::TcpListener, served: Served, stop: Ca
     let router = axum::Router::new()
         .route("/metrics", get(figures))
         .with_state(Arc::new(served));
-    let server = match axum_server::from_tcp(listener) {
-        Ok(server) => listen::bounded(server, CONNECTIONS),
+    let bounded = match axum_server::from_tcp(listener) {
+        Ok(open) => listen::bounded(open, CONNECTIONS),
         Err(error) => return tracing::error!(%error, "metrics are not served"),
     };
     tokio::select! {
-        ended = server.serve(router.into_make_service()) => {
+        ended = bounded.serve(router.into_make_service()) => {
             tracing::error!(?ended, "metrics are not served any more");
         }
         () = stop.cancelled() => {}
@@ -102,8 +102,8 @@ async fn tell_news(hosts: Arc<Hosts>, news: watch::Sender<u64>, stop: Cancellati
         };
         match told {
             // A cursor that was stored is no news.
-            Ok(changed) if changed.kind == CURSOR => {}
-            Ok(changed) => drop(news.send_replace(changed.revision)),
+            Ok(change) if change.kind == CURSOR => {}
+            Ok(change) => drop(news.send_replace(change.revision)),
             Err(RecvError::Lagged(_)) => drop(news.send_replace(hosts.revision())),
             Err(RecvError::Closed) => return,
         }

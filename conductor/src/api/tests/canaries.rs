@@ -2,6 +2,8 @@
 //! with failures, and everything that the conductor says or writes is searched: its log, figures,
 //! every answer, errors, the bundle, the database and the log beside it. In clear, hex and base64.
 
+use std::fmt::Write as _;
+
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
 
@@ -37,7 +39,8 @@ impl Field {
             .await;
         let reply = reply.unwrap();
         let status = reply.status().as_u16();
-        self.said += &format!("{method} {path} {status} {:?}\n", reply.headers());
+        let headers = reply.headers();
+        let _ = writeln!(self.said, "{method} {path} {status} {headers:?}");
         let bytes = axum::body::to_bytes(reply.into_body(), 64 << 20)
             .await
             .unwrap();
@@ -70,7 +73,7 @@ impl Field {
 
 /// How a secret may look: itself, hex, and base64 wherever it may stand in what is encoded.
 fn looks(secret: &str) -> Vec<String> {
-    let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let hex = ferrite_proto::digest::to_hex(secret.as_bytes());
     let mut all = vec![secret.to_owned(), hex.to_uppercase(), hex];
     for before in 0..3 {
         let padded = format!("{}{secret}", "x".repeat(before));
@@ -101,7 +104,7 @@ fn a_canary_is_found_however_it_is_hidden() {
     let planted = vec!["cnry0123456789abcdef".to_owned()];
     for before in ["", "a", "ab", "abc"] {
         let text = format!("{before}{}tail", planted[0]);
-        let hex: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let hex = ferrite_proto::digest::to_hex(text.as_bytes());
         for hidden in [text.clone(), hex, BASE64_STANDARD_NO_PAD.encode(&text)] {
             let mut found = Vec::new();
             search("here", hidden.as_bytes(), &planted, &mut found);
@@ -170,7 +173,7 @@ async fn no_canary_sings() {
     search("log", &log, &field.planted, &mut found);
     search("answers", field.said.as_bytes(), &field.planted, &mut found);
     assert!(field.planted.len() >= 20, "{} planted", field.planted.len());
-    assert!(found.is_empty(), "{:#?}", found);
+    assert!(found.is_empty(), "{found:#?}");
     println!(
         "{} canaries: none in {} bytes of log, {} bytes of answers",
         field.planted.len(),
@@ -232,12 +235,16 @@ async fn enrol(field: &mut Field) {
         field.say("GET", "/v1/hosts", &made, "").await;
         field.planted.push(made);
     }
-    // A body that does not fit is refused without being repeated.
+    misplaced(field).await;
+}
+
+/// A body that does not fit is refused, and what is in it is not repeated.
+async fn misplaced(field: &mut Field) {
     for wrong in [
-        json!({"apiVersion": "ferrite/v1", "kind": "Host", "metadata": {"name": "m"}, "secrets": field.plant("misplaced")}),
-        json!({"apiVersion": "ferrite/v1", "kind": "Host", "metadata": {"name": "m"}, "spec": {"bmc": field.plant("misplaced address")}}),
-        json!({"apiVersion": "ferrite/v1", "kind": "Host", "metadata": {"name": "m"}, "secrets": {"bmc_password": [field.plant("list")]}}),
-        json!({"apiVersion": "ferrite/v1", "kind": "Host", "metadata": {"name": "m"}, "secrets": {"meta_data": field.plant("meta")}}),
+        json!({"secrets": field.plant("misplaced")}),
+        json!({"spec": {"bmc": field.plant("misplaced address")}}),
+        json!({"secrets": {"bmc_password": [field.plant("list")]}}),
+        json!({"secrets": {"meta_data": field.plant("meta")}}),
     ] {
         let status = field
             .say("POST", "/v1/hosts", ADMIN, wrong.to_string())

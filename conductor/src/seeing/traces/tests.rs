@@ -258,7 +258,7 @@ fn the_same_run_is_the_same_trace_and_another_is_not() {
 #[tokio::test]
 async fn a_stop_sends_what_waits_and_waits_for_nobody() {
     let (collector, config, _dir) = collector().await;
-    let exporter = Exporter::new(&config, Duration::from_secs(60)).unwrap();
+    let exporter = Exporter::new(&config, Duration::from_mins(1)).unwrap();
     let (to, from) = mpsc::channel(QUEUE);
     let stop = CancellationToken::new();
     stop.cancel();
