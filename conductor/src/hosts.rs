@@ -338,8 +338,7 @@ impl Hosts {
             let before = live.stored();
             let mut draft = Change::new(before.record.clone(), before.kept.clone(), clock::now());
             draft.actor = actor.clone();
-            let power_at = &mut draft.record.run.power_at;
-            *power_at = (*power_at).max(live.seen().power);
+            draft.record.run.power_at = latest(before.record.run.power_at, live.seen().power);
             let answer = change(&mut draft)?;
             if is_unchanged(&before, &mut draft) {
                 live.hear_power(draft.record.run.power_at);
@@ -490,6 +489,14 @@ impl Hosts {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A time is replaced whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The later reading of the power. One that is yet to come was noted before the clock was set back:
+/// it must not hide those of now, or the BMC is asked without end.
+fn latest(stored: Option<Timestamp>, heard: Option<Timestamp>) -> Option<Timestamp> {
+    let now = clock::now();
+    let past = |at: Option<Timestamp>| at.filter(|at| *at <= now);
+    past(stored).max(past(heard)).or(stored)
 }
 
 /// Whether nothing changed but when power was last read: a host at rest costs no writes.
