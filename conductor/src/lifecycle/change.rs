@@ -492,6 +492,22 @@ impl Change {
         });
     }
 
+    /// The image is written again after an OS came up from it: a write that was cut off was further
+    /// than it had told. That OS goes, and its word with it.
+    pub(crate) fn renew_credential(&mut self, credential: Secret<String>, sha256: String) {
+        self.record.host.status.daemon = None;
+        self.kept.credential = Some(credential);
+        self.record.run.daemon = Some(DaemonAccess {
+            credential_sha256: sha256,
+            key_sha256: None,
+            used: false,
+        });
+        self.event(
+            "step",
+            "another credential for the daemon: the first was used",
+        );
+    }
+
     /// The steps of the state begin.
     pub(crate) fn begin_steps(&mut self, kind: Kind) {
         let mut steps = self.record.run.chosen.clone();

@@ -8,6 +8,7 @@ use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::secret::Secret;
 use jiff::Timestamp;
 
+use super::StepName;
 use super::change::{Change, NewTicket};
 use super::order::{self, Reach};
 use super::plan::Action;
@@ -85,6 +86,11 @@ pub(crate) fn in_place(change: &mut Change, action: Action, world: &World) -> bo
         }
         Action::BeginSteps(kind) => change.begin_steps(kind),
         Action::Order(name) => {
+            if name == StepName::WriteImage && change.kept.credential.is_none() {
+                let credential = token::random();
+                let sha256 = token::sha256(credential.expose());
+                change.renew_credential(credential, sha256);
+            }
             let made = order::step(name, &change.record, &change.kept, &world.reach);
             match made {
                 Ok(_) => change.order(name),
