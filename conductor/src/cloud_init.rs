@@ -211,11 +211,15 @@ mod tests {
 
     fn host() -> Host {
         serde_json::from_value(serde_json::json!({
-            "name": "host-1",
-            "uid": "7d0c1c0e-0000-4000-8000-000000000001",
-            "version": 1,
-            "generation": 1,
-            "created": "2026-11-21T00:00:00Z",
+            "apiVersion": "ferrite/v1",
+            "kind": "Host",
+            "metadata": {
+                "name": "host-1",
+                "uid": "7d0c1c0e-0000-4000-8000-000000000001",
+                "resourceVersion": "1",
+                "generation": 1,
+                "creationTimestamp": "2026-11-21T00:00:00Z",
+            },
             "spec": { "bmc": { "address": "redfish://10.0.0.5", "username": "admin" } },
             "status": { "state": "provisioning", "since": "2026-11-21T00:00:00Z" },
         }))
