@@ -152,11 +152,17 @@ fn next(host: &Host) -> String {
     match &host.status.operation {
         Some(operation) => {
             let policy = operation_policy(operation.kind);
-            format!("{} Deadline: {}.", policy.next, policy.deadline)
+            format!(
+                "{} Deadline: {}. After an abort: {}.",
+                policy.next, policy.deadline, policy.abort
+            )
         }
         None => {
             let policy = policy(host.status.state);
-            format!("{} Deadline: {}.", policy.next, policy.deadline)
+            format!(
+                "{} Deadline: {}. When that fails: {}.",
+                policy.next, policy.deadline, policy.retry
+            )
         }
     }
 }

@@ -119,12 +119,11 @@ impl Change {
             (Some(OperationKind::Unrescue), _) => {
                 return Err(conflict(format!("{name} is on its way to its OS"), explain));
             }
-            (Some(_), _) => true,
             (
                 None,
                 HostState::Available | HostState::Provisioned | HostState::ExternallyProvisioned,
             ) => false,
-            (None, _) => true,
+            (Some(_) | None, _) => true,
         };
         if !under_way {
             return Err(conflict(

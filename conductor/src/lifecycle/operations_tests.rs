@@ -283,8 +283,10 @@ impl Bench {
     /// What was said since the last time, without times, ids of plans made the same.
     fn told(&mut self) -> String {
         let told = std::mem::take(&mut self.transcript);
-        let untimed = told.lines().map(|line| line.split(", until ").next());
-        let told: String = untimed.flatten().map(|line| format!("{line}\n")).collect();
+        let untimed = told
+            .lines()
+            .filter_map(|line| line.split(", until ").next());
+        let told = untimed.fold(String::new(), |told, line| told + line + "\n");
         match &self.record.host.status.plan {
             Some(plan) => told.replace(&plan.id, "PLAN"),
             None => told,

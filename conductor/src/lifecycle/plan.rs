@@ -351,7 +351,7 @@ impl View<'_> {
         }
         // An address that was changed may lead to somebody else's machine.
         let identified = guard::holds(Guard::IdentifiedBeforeSwitched, self.record.run.registered);
-        if !identified && !(deletion.powered_off && deletion.released) {
+        if !(identified || (deletion.powered_off && deletion.released)) {
             return Decision::Do(Action::Identify);
         }
         if !guard::holds(Guard::OffBeforeForgotten, deletion.powered_off) {

@@ -105,7 +105,7 @@ pub(crate) enum Answer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     /// The first is 1.
-    pub(crate) place: usize,
+    pub(crate) rank: usize,
     /// How many wait.
     pub(crate) of: usize,
     /// How many have their turn at once.
@@ -115,9 +115,9 @@ pub(crate) struct Place {
 impl Place {
     /// What the host waits for.
     pub(crate) fn reason(&self, group: &str, work: Work) -> String {
-        let Self { place, of, at_once } = self;
+        let Self { rank, of, at_once } = self;
         format!(
-            "its turn to {}: {place}. of {of} in group {group} ({at_once} at once)",
+            "its turn to {}: {rank}. of {of} in group {group} ({at_once} at once)",
             work.as_str()
         )
     }
@@ -155,7 +155,7 @@ enum Standing {
 struct Lines {
     default: GroupLimits,
     groups: BTreeMap<String, GroupLimits>,
-    lines: BTreeMap<Key, Line>,
+    by_key: BTreeMap<Key, Line>,
     /// By host; power apart, since it is asked for in the middle of other work.
     standing: HashMap<(String, bool), Standing>,
 }
@@ -175,7 +175,7 @@ impl Lines {
         let mut touched = Vec::new();
         if let Some(old) = old {
             let (Standing::Waiting(key, _) | Standing::Running(key)) = &old;
-            let line = self.lines.entry(key.clone()).or_default();
+            let line = self.by_key.entry(key.clone()).or_default();
             match &old {
                 Standing::Waiting(_, rank) => line.waiting.remove(rank),
                 Standing::Running(_) => line.running.remove(host),
@@ -185,7 +185,7 @@ impl Lines {
         match new {
             Some(new) => {
                 let (Standing::Waiting(key, _) | Standing::Running(key)) = &new;
-                let line = self.lines.entry(key.clone()).or_default();
+                let line = self.by_key.entry(key.clone()).or_default();
                 match &new {
                     Standing::Waiting(_, rank) => line.waiting.insert(rank.clone()),
                     Standing::Running(_) => line.running.insert(host.to_owned()),
@@ -202,7 +202,7 @@ impl Lines {
 
     fn may_go(&self, keys: &[Key]) -> Vec<String> {
         let lines = keys.iter().filter_map(|key| {
-            let line = self.lines.get(key)?;
+            let line = self.by_key.get(key)?;
             Some(line.next(self.at_once(key)).cloned())
         });
         lines.flatten().collect()
@@ -218,7 +218,7 @@ impl Lines {
         let waiting = Standing::Waiting(key.clone(), demand.rank());
         self.set(&demand.host, is_power, Some(waiting));
         let at_once = self.at_once(&key);
-        let line = self.lines.entry(key).or_default();
+        let line = self.by_key.entry(key).or_default();
         if !line.next(at_once).any(|host| *host == demand.host) {
             return Answer::Waits;
         }
@@ -289,18 +289,19 @@ impl Turns {
         else {
             return None;
         };
-        let line = lines.lines.get(key)?;
+        let line = lines.by_key.get(key)?;
         Some(Place {
-            place: line.waiting.range(..=rank.clone()).count(),
+            rank: line.waiting.range(..=rank.clone()).count(),
             of: line.waiting.len(),
             at_once: lines.at_once(key),
         })
     }
 
-    /// For figures: how many run and wait, by kind of work.
+    /// How many run and wait, by kind of work.
+    #[cfg(test)]
     pub(crate) fn depths(&self) -> BTreeMap<Work, (usize, usize)> {
         let mut depths: BTreeMap<_, (usize, usize)> = BTreeMap::new();
-        for (key, line) in &self.lines().lines {
+        for (key, line) in &self.lines().by_key {
             let depth = depths.entry(key.1).or_default();
             depth.0 += line.running.len();
             depth.1 += line.waiting.len();
@@ -390,7 +391,7 @@ mod tests {
         assert_eq!(turns.ask(&demand(1, 0, 1)), Answer::Waits);
         assert_eq!(turns.ask(&demand(2, 0, 2)), Answer::Waits);
         assert_eq!(turns.ask(&demand(3, 1, 3)), Answer::Waits);
-        let place = |host| turns.place(host).map(|place| (place.place, place.of));
+        let place = |host| turns.place(host).map(|place| (place.rank, place.of));
         assert_eq!(place("h003"), Some((1, 3)), "a minute ahead");
         assert_eq!(place("h002"), Some((3, 3)));
         assert_eq!(place("h000"), None);

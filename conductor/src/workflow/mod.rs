@@ -64,6 +64,7 @@ pub(crate) enum Place {
 
 impl Kind {
     /// Every kind.
+    #[cfg(test)]
     pub(crate) const ALL: [Self; 7] = [
         Self::Inspect,
         Self::Clean,
@@ -75,6 +76,7 @@ impl Kind {
     ];
 
     /// The name as people write it.
+    #[cfg(test)]
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Inspect => "inspect",
@@ -222,6 +224,7 @@ pub(crate) struct Workflow {
 
 impl Workflow {
     /// All steps pending.
+    #[cfg(test)]
     pub(crate) fn new(kind: Kind) -> Self {
         Self::of(kind, kind.steps())
     }
