@@ -3,6 +3,7 @@
 
 use ferrite_proto::host::Power;
 use ferrite_proto::operation::{Operation, OperationKind};
+use jiff::Timestamp;
 
 use super::plan::{Action, Agent, Decision, View, wait};
 use super::{Kind, StepName, Workflow};
@@ -50,10 +51,9 @@ impl View<'_> {
         if run.session.is_some() || run.boot.is_some() {
             return Decision::Do(Action::ForgetAgent);
         }
-        let since = flow.done_at(StepName::ReleaseBoot);
-        let read = run
-            .power_at
-            .filter(|at| since.is_none_or(|since| *at >= since));
+        let since = self.past(flow.done_at(StepName::ReleaseBoot));
+        let fresh = |at: &Timestamp| since.is_none_or(|since| *at >= since);
+        let read = self.power_read_at().filter(fresh);
         match (read, self.record.power()) {
             (None, _) | (Some(_), None) => Decision::Do(Action::ReadPower),
             (Some(_), Some(Power::Off)) => Decision::Do(Action::PowerOn),

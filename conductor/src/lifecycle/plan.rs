@@ -187,12 +187,12 @@ impl View<'_> {
     }
 
     /// A time that is yet to come was noted before the clock was set back, and tells nothing.
-    fn past(&self, at: Option<Timestamp>) -> Option<Timestamp> {
+    pub(super) fn past(&self, at: Option<Timestamp>) -> Option<Timestamp> {
         at.filter(|at| *at <= self.now)
     }
 
     /// When the power was last read.
-    fn power_read_at(&self) -> Option<Timestamp> {
+    pub(super) fn power_read_at(&self) -> Option<Timestamp> {
         self.past(self.record.run.power_at)
     }
 
