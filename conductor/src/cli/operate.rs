@@ -13,6 +13,11 @@ use super::args::Output;
 use super::client::Client;
 use super::host::{follow, path, read_file, shown};
 
+/// The clean steps.
+const CLEAN: [&str; 2] = ["inspect", "erase"];
+/// The service steps.
+const SERVICE: [&str; 2] = ["inspect", "set-boot-entry"];
+
 /// Work beside the state.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Operate {
@@ -22,7 +27,7 @@ pub(crate) enum Operate {
         #[arg(add = super::complete::hosts())]
         name: String,
         /// Which, in this order.
-        #[arg(long, value_delimiter = ',', default_value = "erase", value_parser = ["inspect", "erase"])]
+        #[arg(long, value_delimiter = ',', default_value = "erase", value_parser = CLEAN)]
         steps: Vec<String>,
         /// Follow it to its end.
         #[arg(long)]
@@ -34,7 +39,7 @@ pub(crate) enum Operate {
         #[arg(add = super::complete::hosts())]
         name: String,
         /// Which, in this order.
-        #[arg(long, value_delimiter = ',', default_value = "inspect", value_parser = ["inspect", "set-boot-entry"])]
+        #[arg(long, value_delimiter = ',', default_value = "inspect", value_parser = SERVICE)]
         steps: Vec<String>,
         /// Follow it to its end.
         #[arg(long)]

@@ -43,7 +43,7 @@ const HOLDS: &[(&str, &str, &str)] = &[
     ),
     (
         "status.turn",
-        "so much is done at once in `spec.group`; a point of `spec.priority` is a minute of waiting",
+        "so much is done at once in `spec.group`; a point of `spec.priority` is worth a minute",
         "comes by itself",
     ),
     (

@@ -651,12 +651,13 @@ fn a_protected_host_keeps_what_it_has() {
     bench.ask("delete", Change::delete);
     bench.set(json!({"image": null, "protected": null}));
     let runs = "waits for nothing: it runs";
+    let refusal = "n is protected: no change of what it runs [protected]";
     bench.tells(&format!(
-        r#"> deprovision: refused: n is protected: no change of what it runs [protected]
+        r#"> deprovision: refused: {refusal}
         {runs}
         > delete: refused: n is protected: no deletion [protected]
         {runs}
-        > set {{"image":null,"protected":null}}: refused: n is protected: no change of what it runs [protected]
+        > set {{"image":null,"protected":null}}: refused: {refusal}
         {runs}"#
     ));
     assert!(bench.record.host.spec.image.is_some());
