@@ -16,15 +16,16 @@ struct Site {
 
 impl Site {
     async fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().expect("/tmp can be written");
         let binary = ferrite().expect("`make build` makes it");
-        let served = Served::start(&binary, dir.path(), "").await.unwrap();
+        let served = Served::start(&binary, dir.path(), "").await;
+        let served = served.expect("a conductor starts on a folder of its own");
         Self { served, dir }
     }
 
     fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.dir.path().join(name);
-        std::fs::write(&path, text).unwrap();
+        std::fs::write(&path, text).expect("the folder is ours");
         path
     }
 
@@ -44,7 +45,7 @@ impl Site {
 
 fn run(dir: &Path, client: &str, line: &str) -> Output {
     let args = line.split(' ');
-    Command::new(ferrite().unwrap())
+    Command::new(ferrite().expect("`make build` makes it"))
         .args(args)
         .current_dir(dir)
         .env("FERRITE_CLIENT", dir.join("state").join(client))
@@ -52,7 +53,7 @@ fn run(dir: &Path, client: &str, line: &str) -> Output {
         .env("EDITOR", "sed -i s/rack:.r1/rack:\\ r2/")
         .env_remove("VISUAL")
         .output()
-        .unwrap()
+        .expect("it can be started")
 }
 
 const HOST: &str = "\

@@ -60,13 +60,14 @@ fn the_unit_is_sound_and_tight() {
 fn start(dir: &Path, config: &Path, notify: &Path) -> Child {
     let (dir, config, notify) = (dir.to_owned(), config.to_owned(), notify.to_owned());
     let started = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).unwrap();
+        let apart = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS;
+        unshare(apart).expect("root may");
         let none = None::<&str>;
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(none, "/", none, private, none).unwrap();
-        mount(Some(&dir), &dir, none, MsFlags::MS_BIND, none).unwrap();
+        mount(none, "/", none, private, none).expect("root may");
+        mount(Some(&dir), &dir, none, MsFlags::MS_BIND, none).expect("root may");
         let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
-        mount(none, "/", none, read_only, none).unwrap();
+        mount(none, "/", none, read_only, none).expect("root may");
         assert!(fs::write("/ferrite-was-here", "x").is_err());
         let two = "+net_bind_service,+net_raw";
         Command::new("setpriv")
@@ -81,9 +82,9 @@ fn start(dir: &Path, config: &Path, notify: &Path) -> Child {
             .env("NOTIFY_SOCKET", notify)
             .env("WATCHDOG_USEC", "400000")
             .spawn()
-            .unwrap()
+            .expect("util-linux is there")
     });
-    started.join().unwrap()
+    started.join().expect("the thread does not panic")
 }
 
 fn heard(socket: &UnixDatagram, wanted: &str) {

@@ -1,9 +1,9 @@
 //! `Idempotency-Key`: a `POST` that is sent again, because its answer was lost, is answered the
 //! same and done once.
 //!
-//! The answer is kept for a day, sealed, as it may hold a new token. What is promised ends where the
-//! process dies between doing and keeping: then the second call is refused for what the first one
-//! did (a name is taken), or does what doing twice does no harm.
+//! The answer is kept for a day, sealed, as it may hold a new token. What is promised ends where
+//! the process dies between doing and keeping: then the second call is refused for what the first
+//! one did (a name is taken), or does what doing twice does no harm.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};

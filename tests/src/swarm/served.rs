@@ -57,8 +57,8 @@ impl Served {
         boot_files(&dir.join("boot"))?;
         let config = format!(
             "state_dir = {state:?}\nlisten = \"127.0.0.1:{api}\"\nnames = [\"localhost\"]\n\
-             {extra}\n[netboot]\nartifacts = {boot:?}\nipxe = {boot:?}\ntftp = false\ndhcp = \"off\"\n\
-             http_listen = \"127.0.0.1:{http}\"\n",
+             {extra}\n[netboot]\nartifacts = {boot:?}\nipxe = {boot:?}\ntftp = false\n\
+             dhcp = \"off\"\nhttp_listen = \"127.0.0.1:{http}\"\n",
             state = dir.join("state").display().to_string(),
             boot = dir.join("boot").display().to_string(),
         );
