@@ -68,13 +68,12 @@ fn let_in(change: &mut Change, request: &Enroll) -> Result<(), Problem> {
     let daemon = change.record.run.daemon.as_ref();
     let daemon = daemon.ok_or_else(|| refused("the daemon's credential is void"))?;
     match &daemon.key_sha256 {
-        None => change.enrolled(key.to_ascii_lowercase()),
         // A lost reply costs nothing.
         Some(known) if !daemon.used && known.eq_ignore_ascii_case(key) => {}
         Some(_) if guard::stands(Guard::CredentialMakesOneKey) => {
             return Err(refused("the daemon's credential was used already"));
         }
-        Some(_) => change.enrolled(key.to_ascii_lowercase()),
+        None | Some(_) => change.enrolled(key.to_ascii_lowercase()),
     }
     Ok(())
 }

@@ -103,16 +103,12 @@ fn described(kind: Kind, item: &Value, words: Option<&Words>) -> anyhow::Result<
         &yaml(shown(item).get("spec").unwrap_or(&Value::Null))?,
     );
     let inventory = words.and_then(|words| words.inventory.as_ref());
-    match (kind, serde_json::from_value::<Host>(item.clone())) {
-        (Kind::Host, Ok(host)) => section(&mut page, "Status", &show::host(&host, inventory)),
-        _ => {
-            let status = item.get("status").filter(|status| !status.is_null());
-            section(
-                &mut page,
-                "Status",
-                &status.map(yaml).transpose()?.unwrap_or_default(),
-            );
-        }
+    if let (Kind::Host, Ok(host)) = (kind, serde_json::from_value::<Host>(item.clone())) {
+        section(&mut page, "Status", &show::host(&host, inventory));
+    } else {
+        let status = item.get("status").filter(|status| !status.is_null());
+        let status = status.map(yaml).transpose()?.unwrap_or_default();
+        section(&mut page, "Status", &status);
     }
     if let Some(Words {
         events, timeline, ..

@@ -163,7 +163,7 @@ async fn follow(
     sse::follow(client, path, |event| {
         let data = event.json()?;
         let word = data.get("type").and_then(Value::as_str);
-        let word = word.unwrap_or(&event.event).to_owned();
+        let word = word.unwrap_or(&event.kind).to_owned();
         let object = data.get("object").unwrap_or(&data);
         let other = name.is_some_and(|name| text(object, "/metadata/name") != name);
         if !other && word != "BOOKMARK" {

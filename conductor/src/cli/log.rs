@@ -67,7 +67,7 @@ pub(crate) async fn events(
         let path = format!("{path}&watch=true&resource_version={from}");
         sse::follow(client, &path, |event| {
             let data = event.json()?;
-            if text(&data, "/type") == "BOOKMARK" || event.event == "BOOKMARK" {
+            if text(&data, "/type") == "BOOKMARK" || event.kind == "BOOKMARK" {
                 return Ok(false);
             }
             print(&line(data.get("object").unwrap_or(&data), output))?;

@@ -20,7 +20,7 @@ pub(crate) struct Event {
     /// Where to go on after it.
     pub(crate) id: Option<String>,
     /// Its kind.
-    pub(crate) event: String,
+    pub(crate) kind: String,
     /// What it says.
     pub(crate) data: String,
 }
@@ -64,7 +64,7 @@ impl Lines {
         let value = value.strip_prefix(' ').unwrap_or(value);
         match field {
             "id" => self.next.id = Some(value.to_owned()),
-            "event" => value.clone_into(&mut self.next.event),
+            "event" => value.clone_into(&mut self.next.kind),
             "data" => {
                 if !self.next.data.is_empty() {
                     self.next.data.push('\n');
@@ -137,7 +137,7 @@ mod tests {
             }
             assert_eq!(found.len(), 2, "{size}");
             assert_eq!(found[0].id.as_deref(), Some("7"));
-            assert_eq!(found[0].event, "ADDED");
+            assert_eq!(found[0].kind, "ADDED");
             assert_eq!(found[0].json().unwrap()["a"], 1);
             assert_eq!(found[1].data, "x");
         }

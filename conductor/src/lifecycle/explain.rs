@@ -149,22 +149,14 @@ fn next(host: &Host) -> String {
         let (step, disks) = (&plan.destruction.step, disks.join(", "));
         return format!("Once plan {} is approved, {step} of {disks}.", plan.id);
     }
-    match &host.status.operation {
-        Some(operation) => {
-            let policy = operation_policy(operation.kind);
-            format!(
-                "{} Deadline: {}. After an abort: {}.",
-                policy.next, policy.deadline, policy.abort
-            )
-        }
-        None => {
-            let policy = policy(host.status.state);
-            format!(
-                "{} Deadline: {}. When that fails: {}.",
-                policy.next, policy.deadline, policy.retry
-            )
-        }
+    if let Some(operation) = &host.status.operation {
+        let policy = operation_policy(operation.kind);
+        let (next, deadline, abort) = (policy.next, policy.deadline, policy.abort);
+        return format!("{next} Deadline: {deadline}. After an abort: {abort}.");
     }
+    let policy = policy(host.status.state);
+    let (next, deadline, retry) = (policy.next, policy.deadline, policy.retry);
+    format!("{next} Deadline: {deadline}. When that fails: {retry}.")
 }
 
 fn advice(host: &Host) -> Option<String> {

@@ -70,7 +70,7 @@ impl Bench {
     /// An OS on it, whose daemon is in touch.
     fn provisioned(spec: HostSpec) -> Self {
         let mut bench = Self::available(spec);
-        bench.set(json!({"image": image("a")}));
+        bench.set(&json!({"image": image("a")}));
         bench.deploy();
         bench.check_in("boot-1");
         bench
@@ -114,9 +114,9 @@ impl Bench {
         self.settle()
     }
 
-    fn set(&mut self, patch: Value) -> &mut Self {
+    fn set(&mut self, patch: &Value) -> &mut Self {
         let mut whole = serde_json::to_value(&self.record.host.spec).unwrap();
-        ferrite_proto::merge::apply(&mut whole, &patch);
+        ferrite_proto::merge::apply(&mut whole, patch);
         let wanted: HostSpec = from_value(whole).unwrap();
         let manifest = HostManifest::new("n", wanted, HostSecrets::default());
         self.ask(&format!("set {patch}"), |change| change.apply(manifest))
@@ -445,11 +445,11 @@ fn a_service_whose_ramdisk_is_gone_starts_the_os_through_the_firmware() {
 #[test]
 fn a_service_that_was_not_begun_is_aborted_without_a_reset() {
     let mut bench = Bench::provisioned(spec());
-    bench.set(json!({"paused": true}));
+    bench.set(&json!({"paused": true}));
     bench.told();
     bench.ask("service", |change| change.service(&service()));
     bench.ask("abort", Change::abort);
-    bench.set(json!({"paused": null}));
+    bench.set(&json!({"paused": null}));
     bench.tells(
         r#"> service
         waits for spec.paused to be cleared: `ferrite host resume n`
@@ -534,8 +534,8 @@ fn a_host_is_adopted_without_a_boot_and_taken_back() {
     adopted.externally_provisioned = true;
     let mut bench = Bench::new(adopted);
     bench.settle();
-    bench.set(json!({"externally_provisioned": null, "paused": true}));
-    bench.set(json!({"paused": null}));
+    bench.set(&json!({"externally_provisioned": null, "paused": true}));
+    bench.set(&json!({"paused": null}));
     bench.tells(
         r#"Identify
         → externally provisioned
@@ -559,7 +559,7 @@ fn a_host_is_adopted_without_a_boot_and_taken_back() {
 fn a_detached_host_is_left_alone_and_deleted_without_its_bmc() {
     let mut bench = Bench::provisioned(spec());
     bench.told();
-    bench.set(json!({"detached": true}));
+    bench.set(&json!({"detached": true}));
     bench.ask("delete", Change::delete);
     bench.tells(
         r#"> set {"detached":true}
@@ -576,16 +576,16 @@ fn a_detached_host_is_left_alone_and_deleted_without_its_bmc() {
 #[test]
 fn maintenance_lets_a_step_end_and_begins_none() {
     let mut bench = Bench::available(spec());
-    bench.set(json!({"image": image("a")}));
+    bench.set(&json!({"image": image("a")}));
     bench.told();
     let hold = serde_json::to_value(Hold {
         reason: "new fan".to_owned(),
     });
-    bench.set(json!({"maintenance": hold.unwrap()}));
+    bench.set(&json!({"maintenance": hold.unwrap()}));
     bench.done(Outcome::ImageWritten(
         ferrite_proto::step::ImageWritten::default(),
     ));
-    bench.set(json!({"maintenance": null}));
+    bench.set(&json!({"maintenance": null}));
     bench.tells(
         r#"> set {"maintenance":{"reason":"new fan"}}
         waits for the agent to take write-image
@@ -607,14 +607,14 @@ fn a_retired_host_is_cleaned_and_never_provisioned_again() {
     bench.settle();
     bench.hello();
     bench.inspected("S1");
-    bench.set(json!({"image": image("a")}));
+    bench.set(&json!({"image": image("a")}));
     bench.deploy();
     bench.check_in("boot-1");
     bench.told();
-    bench.set(json!({"retired": {"reason": "old"}}));
+    bench.set(&json!({"retired": {"reason": "old"}}));
     bench.ask("deprovision", Change::deprovision);
     bench.hello().done(erased());
-    bench.set(json!({"image": image("b")}));
+    bench.set(&json!({"image": image("b")}));
     bench.tells(
         r#"> set {"retired":{"reason":"old"}}
         waits for nothing: it runs
@@ -645,11 +645,11 @@ fn a_retired_host_is_cleaned_and_never_provisioned_again() {
 #[test]
 fn a_protected_host_keeps_what_it_has() {
     let mut bench = Bench::provisioned(spec());
-    bench.set(json!({"protected": true}));
+    bench.set(&json!({"protected": true}));
     bench.told();
     bench.ask("deprovision", Change::deprovision);
     bench.ask("delete", Change::delete);
-    bench.set(json!({"image": null, "protected": null}));
+    bench.set(&json!({"image": null, "protected": null}));
     let runs = "waits for nothing: it runs";
     let refusal = "n is protected: no change of what it runs [protected]";
     bench.tells(&format!(
@@ -666,7 +666,7 @@ fn a_protected_host_keeps_what_it_has() {
 #[test]
 fn abort_rests_by_name_and_retry_goes_on() {
     let mut bench = Bench::available(spec());
-    bench.set(json!({"image": image("a")}));
+    bench.set(&json!({"image": image("a")}));
     bench.told();
     bench.ask("abort", Change::abort);
     bench.change(Change::polled);

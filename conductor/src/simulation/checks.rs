@@ -24,7 +24,7 @@ use crate::store::Stored;
 use crate::token;
 
 /// An agent that was answered so lately is in touch, whoever asks.
-const IN_TOUCH: Duration = Duration::from_secs(60);
+const IN_TOUCH: Duration = Duration::from_mins(1);
 
 /// A transaction is about to be durable.
 pub(super) fn committed(sim: &Arc<Sim>, before: &Stored, after: &Stored) {

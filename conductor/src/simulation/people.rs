@@ -182,7 +182,7 @@ pub(super) async fn accidents(sim: Arc<Sim>) {
         match sim.below(20) {
             0..=5 => power_cut(&sim, &name),
             6..=8 => {
-                let pause = sim.between(Duration::from_secs(5), Duration::from_secs(300));
+                let pause = sim.between(Duration::from_secs(5), Duration::from_mins(5));
                 sim.say(&name, "network", format!("is cut off for {pause:?}"));
                 let until = Some(Instant::now() + pause);
                 sim.machine(&name, |machine| machine.cut_off_until = until);
@@ -282,7 +282,11 @@ fn not_as_wanted(sim: &Sim, name: &str) -> Option<String> {
     let status = &record.host.status;
     let told = || {
         let (now, error, waits) = (status.state, &status.error, &status.waiting_for);
-        let flow = record.run.workflow.as_ref().and_then(|flow| flow.current());
+        let flow = record
+            .run
+            .workflow
+            .as_ref()
+            .and_then(crate::lifecycle::Workflow::current);
         format!("{now}, error {error:?}, waits for {waits:?}, at {flow:?}")
     };
     match (&record.host.spec.image, status.state) {

@@ -75,6 +75,10 @@ pub(super) enum LootKind {
 
 /// A server.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one thing that can be so"
+)]
 pub(super) struct Machine {
     pub(super) name: String,
     pub(super) uuid: String,
