@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use ferrite_proto::problem::{Code, Problem};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::config::SeeingConfig;
 use super::metrics;
 use super::traces::{self, Exporter};
-use super::webhooks::{Backoff, Cursor, Kept, Line, Outbox, Webhook};
+use super::webhooks::{Backoff, Held, Kept, Line, Outbox, Webhook};
 use crate::access::caller::Visible;
 use crate::clock;
 use crate::hosts::Hosts;
@@ -129,31 +130,39 @@ impl Outbox for Hosts {
         Box::pin(self.log_end())
     }
 
-    fn cursor<'a>(&'a self, webhook: &'a str) -> Kept<'a, Option<Cursor>> {
+    fn cursor<'a>(&'a self, webhook: &'a str) -> Kept<'a, Option<Held>> {
         Box::pin(async move {
-            let kept = self.documents().get(CURSOR, webhook);
-            let cursor = kept.map(|kept| serde_json::from_value(kept.body.clone()));
-            cursor.transpose().map_err(|error| {
-                ferrite_proto::problem::Problem::new(
-                    ferrite_proto::problem::Code::Internal,
+            let Some(kept) = self.documents().get(CURSOR, webhook) else {
+                return Ok(None);
+            };
+            let cursor = serde_json::from_value(kept.body.clone()).map_err(|error| {
+                Problem::new(
+                    Code::Internal,
                     format!("the cursor of webhook {webhook:?} cannot be read: {error}"),
                     "give the webhook another name: it begins anew",
                 )
-            })
+            })?;
+            let revision = Some(kept.revision);
+            Ok(Some(Held { cursor, revision }))
         })
     }
 
-    fn keep<'a>(&'a self, webhook: &'a str, cursor: &'a Cursor) -> Kept<'a, bool> {
+    fn keep<'a>(&'a self, webhook: &'a str, held: &'a Held) -> Kept<'a, Option<u64>> {
         Box::pin(async move {
-            let body = serde_json::json!(cursor);
-            let known = self.documents().get(CURSOR, webhook);
-            if known.as_ref().is_some_and(|known| known.body == body) {
-                return Ok(true);
-            }
+            let body = serde_json::json!(held.cursor);
             let document = Document::new(CURSOR, webhook, clock::now(), body);
+            let expect = held.revision.map_or(Expect::Absent, Expect::Revision);
             let documents = self.documents();
-            let put = documents.put(document, Expect::Anything, Vec::new());
-            put.await.map(|_| true)
+            match documents.put(document, expect, Vec::new()).await {
+                Err(problem) if matches!(problem.code, Code::Conflict | Code::AlreadyExists) => {
+                    Ok(None)
+                }
+                put => put.map(Some),
+            }
         })
+    }
+
+    fn is_shared(&self) -> bool {
+        self.ownership().is_shared()
     }
 }

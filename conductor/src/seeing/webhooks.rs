@@ -4,11 +4,15 @@
 //! A webhook reads the store's log behind a cursor of its own that is stored, too: a receiver that
 //! is down for a day, or a conductor that was killed, costs repeats and loses nothing that the log
 //! still has. Each has its own task, so that a stuck receiver is waited for by nobody else.
+//!
+//! Of several replicas one delivers at a time: the cursor names it, and is written only over the
+//! revision that was read. Who delivers renews; another takes over when it saw no renewal for a
+//! while by its own clock, so that clocks that differ do no harm.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -33,6 +37,11 @@ const KEEP_EVERY: u32 = 50;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A look without being told of news: what another replica stored is not told of.
 const LOOK: Duration = Duration::from_secs(15);
+
+/// What is not renewed for so long is another's to take.
+const LEASE: Duration = Duration::from_secs(15);
+/// Between renewals.
+const RENEWAL: Duration = Duration::from_secs(5);
 
 /// What comes of reading or keeping.
 pub(crate) type Kept<'a, T> = Pin<Box<dyn Future<Output = Result<T, Problem>> + Send + 'a>>;
@@ -62,6 +71,21 @@ pub(crate) struct Cursor {
     /// The receiver said that it is gone.
     #[serde(default)]
     pub(crate) gone: bool,
+    /// The replica that delivers; empty when none does.
+    #[serde(default)]
+    pub(crate) owner: String,
+    /// Changes with each renewal.
+    #[serde(default)]
+    pub(crate) beat: u64,
+}
+
+/// A cursor as it is stored, and the revision that the next one is written over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// The cursor.
+    pub(crate) cursor: Cursor,
+    /// Of its last change; none when it is not stored yet.
+    pub(crate) revision: Option<u64>,
 }
 
 /// Where events come from, and where cursors are kept.
@@ -71,9 +95,11 @@ pub(crate) trait Outbox: Send + Sync {
     /// The place of the last line.
     fn end(&self) -> Kept<'_, u64>;
     /// The cursor of a webhook.
-    fn cursor<'a>(&'a self, webhook: &'a str) -> Kept<'a, Option<Cursor>>;
-    /// Stores it. False when another replica delivers for this webhook.
-    fn keep<'a>(&'a self, webhook: &'a str, cursor: &'a Cursor) -> Kept<'a, bool>;
+    fn cursor<'a>(&'a self, webhook: &'a str) -> Kept<'a, Option<Held>>;
+    /// Stores it over the revision that is held: the new one, or none when another wrote since.
+    fn keep<'a>(&'a self, webhook: &'a str, held: &'a Held) -> Kept<'a, Option<u64>>;
+    /// Whether other replicas may deliver, too.
+    fn is_shared(&self) -> bool;
 }
 
 /// Pauses between attempts.
@@ -103,8 +129,36 @@ impl Backoff {
     }
 }
 
+/// How long things hold between replicas.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lease {
+    /// Without renewal.
+    holds: Duration,
+    /// Between renewals.
+    renewal: Duration,
+    /// Between looks without news.
+    look: Duration,
+}
+
+impl Default for Lease {
+    fn default() -> Self {
+        Self {
+            holds: LEASE,
+            renewal: RENEWAL,
+            look: LOOK,
+        }
+    }
+}
+
 /// One webhook, ready to deliver.
 pub(crate) struct Webhook {
+    /// This replica; of a conductor that is alone the same after each start.
+    me: String,
+    lease: Lease,
+    /// When it renewed last.
+    renewed: Option<Instant>,
+    /// Another's last renewal, and when it was first seen.
+    other: Option<(String, u64, Instant)>,
     config: WebhookConfig,
     key: Secret<Vec<u8>>,
     client: reqwest::Client,
@@ -139,7 +193,16 @@ impl Webhook {
         outbox: Arc<dyn Outbox>,
         seeing: Arc<Seeing>,
     ) -> Result<Self, FileError> {
+        let me = if outbox.is_shared() {
+            token::random().expose().clone()
+        } else {
+            "alone".to_owned()
+        };
         Ok(Self {
+            me,
+            lease: Lease::default(),
+            renewed: None,
+            other: None,
             key: config::webhook_key(&config.secret_file)?,
             client: config::client(config.ca_file.as_deref(), PATIENCE)?,
             config,
@@ -150,12 +213,12 @@ impl Webhook {
     }
 
     /// Delivers until it is told to stop. `news` changes whenever something may have been stored.
-    pub(crate) async fn run(self, mut news: watch::Receiver<u64>, stop: CancellationToken) {
+    pub(crate) async fn run(mut self, mut news: watch::Receiver<u64>, stop: CancellationToken) {
         loop {
             let pause = match self.round(&stop).await {
                 Ok(Round::Stopped) => return,
                 Ok(Round::More) => continue,
-                Ok(Round::Idle) => LOOK,
+                Ok(Round::Idle) => self.lease.look,
                 Err(problem) => {
                     tracing::warn!(webhook = self.config.name, %problem, "cannot go on");
                     self.backoff.pause(3, rand::random())
@@ -169,68 +232,142 @@ impl Webhook {
         }
     }
 
-    async fn round(&self, stop: &CancellationToken) -> Result<Round, Problem> {
-        let mut cursor = self.begin().await?;
-        if cursor.gone {
+    async fn round(&mut self, stop: &CancellationToken) -> Result<Round, Problem> {
+        let Some(mut held) = self.begin().await? else {
+            return Ok(Round::Idle);
+        };
+        if held.cursor.gone {
             return Ok(Round::Idle);
         }
-        let lines = self.outbox.after(cursor.after, PAGE).await?;
+        let lines = self.outbox.after(held.cursor.after, PAGE).await?;
         let full = lines.len() >= PAGE as usize;
         // Claimed before anything is sent: of two replicas one delivers.
-        if lines.is_empty() || !self.outbox.keep(&self.config.name, &cursor).await? {
+        if lines.is_empty() || !self.claim(&mut held).await? {
             self.seeing.metrics.webhook_waits(&self.config.name, None);
             return Ok(Round::Idle);
         }
         let mut unkept = 0;
         let mut round = if full { Round::More } else { Round::Idle };
         for line in lines {
-            match self.deliver(&line, stop).await {
-                Delivery::Taken => cursor.after = line.id,
-                Delivery::Gone => {
-                    cursor.gone = true;
+            match self.deliver_renewing(&line, &mut held, stop).await? {
+                Some(Delivery::Taken) => held.cursor.after = line.id,
+                Some(Delivery::Gone) => {
+                    held.cursor.gone = true;
                     round = Round::Idle;
                     break;
                 }
-                Delivery::Stopped => {
+                Some(Delivery::Stopped) => {
+                    // Whoever is left goes on at once.
+                    held.cursor.owner = String::new();
                     round = Round::Stopped;
                     break;
                 }
+                None => return Ok(Round::Idle),
             }
             unkept += 1;
             if unkept >= KEEP_EVERY {
                 unkept = 0;
-                if !self.outbox.keep(&self.config.name, &cursor).await? {
+                if !self.keep(&mut held).await? {
                     return Ok(Round::Idle);
                 }
             }
         }
-        self.outbox.keep(&self.config.name, &cursor).await?;
+        if !self.keep(&mut held).await? && matches!(round, Round::More) {
+            round = Round::Idle;
+        }
         Ok(round)
     }
 
-    /// The cursor that is stored; of a new webhook, or one that moved, a new one.
-    async fn begin(&self) -> Result<Cursor, Problem> {
-        let url_sha256 = token::sha256(&self.config.url);
-        let kept = self.outbox.cursor(&self.config.name).await?;
-        match kept {
-            Some(cursor) if cursor.url_sha256 == url_sha256 => Ok(cursor),
-            Some(moved) => Ok(Cursor {
-                after: moved.after,
-                url_sha256,
-                gone: false,
-            }),
-            None => {
-                // What happened before anybody wanted to know is not sent.
-                let after = self.outbox.end().await?;
-                let cursor = Cursor {
-                    after,
-                    url_sha256,
-                    gone: false,
-                };
-                self.outbox.keep(&self.config.name, &cursor).await?;
-                Ok(cursor)
+    /// Makes this replica the one that delivers; false when another is.
+    async fn claim(&mut self, held: &mut Held) -> Result<bool, Problem> {
+        let cursor = &mut held.cursor;
+        let is_mine = cursor.owner == self.me;
+        let lately = |renewed: Instant| renewed.elapsed() < self.lease.renewal;
+        if is_mine && (!self.outbox.is_shared() || self.renewed.is_some_and(lately)) {
+            return Ok(true);
+        }
+        if !is_mine && !cursor.owner.is_empty() {
+            let seen = match &self.other {
+                Some((owner, beat, seen)) if *owner == cursor.owner && *beat == cursor.beat => {
+                    *seen
+                }
+                _ => Instant::now(),
+            };
+            self.other = Some((cursor.owner.clone(), cursor.beat, seen));
+            if self.outbox.is_shared() && seen.elapsed() < self.lease.holds {
+                return Ok(false);
             }
         }
+        cursor.owner.clone_from(&self.me);
+        self.keep(held).await
+    }
+
+    /// Stores how far it is, which renews; false when another took over.
+    async fn keep(&mut self, held: &mut Held) -> Result<bool, Problem> {
+        let asked = Instant::now();
+        held.cursor.beat += 1;
+        held.revision = match self.outbox.keep(&self.config.name, held).await? {
+            Some(revision) => Some(revision),
+            None => return Ok(false),
+        };
+        self.renewed = Some(asked);
+        Ok(true)
+    }
+
+    /// Delivers, and renews meanwhile; none when another took over.
+    async fn deliver_renewing(
+        &mut self,
+        line: &Line,
+        held: &mut Held,
+        stop: &CancellationToken,
+    ) -> Result<Option<Delivery>, Problem> {
+        let mut renewed = self.renewed.unwrap_or_else(Instant::now);
+        let delivery = {
+            let mut sending = std::pin::pin!(self.deliver(line, stop));
+            loop {
+                let due = self.lease.renewal.saturating_sub(renewed.elapsed());
+                tokio::select! {
+                    biased;
+                    delivery = &mut sending => break delivery,
+                    () = tokio::time::sleep(due), if self.outbox.is_shared() => {}
+                }
+                renewed = Instant::now();
+                held.cursor.beat += 1;
+                held.revision = match self.outbox.keep(&self.config.name, held).await? {
+                    Some(revision) => Some(revision),
+                    None => return Ok(None),
+                };
+            }
+        };
+        self.renewed = Some(renewed);
+        Ok(Some(delivery))
+    }
+
+    /// The cursor that is stored; of a new webhook, or one that moved, a new one. None when
+    /// another replica makes it now.
+    async fn begin(&mut self) -> Result<Option<Held>, Problem> {
+        let url_sha256 = token::sha256(&self.config.url);
+        if let Some(mut held) = self.outbox.cursor(&self.config.name).await? {
+            if held.cursor.url_sha256 != url_sha256 {
+                held.cursor.url_sha256 = url_sha256;
+                held.cursor.gone = false;
+            }
+            return Ok(Some(held));
+        }
+        // What happened before anybody wanted to know is not sent.
+        let cursor = Cursor {
+            after: self.outbox.end().await?,
+            url_sha256,
+            gone: false,
+            owner: String::new(),
+            beat: 0,
+        };
+        let mut held = Held {
+            cursor,
+            revision: None,
+        };
+        let kept = self.keep(&mut held).await?;
+        Ok(kept.then_some(held))
     }
 
     fn wants(&self, line: &Line) -> bool {

@@ -1,7 +1,7 @@
 //! Webhooks against a receiver that behaves as it is told.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -15,7 +15,8 @@ const KEY: &str = "a key of this very test";
 #[derive(Debug, Default)]
 struct Memory {
     lines: Mutex<Vec<Line>>,
-    cursor: Mutex<Option<Cursor>>,
+    cursor: Mutex<Option<Held>>,
+    shared: AtomicBool,
 }
 
 impl Outbox for Memory {
@@ -29,13 +30,23 @@ impl Outbox for Memory {
         let end = self.lines.lock().unwrap().last().map_or(0, |line| line.id);
         Box::pin(async move { Ok(end) })
     }
-    fn cursor<'a>(&'a self, _: &'a str) -> Kept<'a, Option<Cursor>> {
+    fn cursor<'a>(&'a self, _: &'a str) -> Kept<'a, Option<Held>> {
         let cursor = self.cursor.lock().unwrap().clone();
         Box::pin(async { Ok(cursor) })
     }
-    fn keep<'a>(&'a self, _: &'a str, cursor: &'a Cursor) -> Kept<'a, bool> {
-        *self.cursor.lock().unwrap() = Some(cursor.clone());
-        Box::pin(async { Ok(true) })
+    fn keep<'a>(&'a self, _: &'a str, held: &'a Held) -> Kept<'a, Option<u64>> {
+        let mut kept = self.cursor.lock().unwrap();
+        let known = kept.as_ref().and_then(|kept| kept.revision);
+        let mut revision = None;
+        if known == held.revision {
+            revision = Some(known.unwrap_or_default() + 1);
+            let cursor = held.cursor.clone();
+            *kept = Some(Held { cursor, revision });
+        }
+        Box::pin(async move { Ok(revision) })
+    }
+    fn is_shared(&self) -> bool {
+        self.shared.load(Ordering::Relaxed)
     }
 }
 
@@ -133,7 +144,12 @@ impl World {
         };
         let outbox: Arc<dyn Outbox> = Arc::<Memory>::clone(&self.memory);
         let seeing = Arc::clone(&self.seeing);
-        let webhook = Webhook::new(self.config.clone(), backoff, outbox, seeing).unwrap();
+        let mut webhook = Webhook::new(self.config.clone(), backoff, outbox, seeing).unwrap();
+        webhook.lease = Lease {
+            holds: Duration::from_millis(300),
+            renewal: Duration::from_millis(50),
+            look: Duration::from_millis(20),
+        };
         let stop = CancellationToken::new();
         let task = tokio::spawn(webhook.run(self.news.subscribe(), stop.clone()));
         (stop, task)
@@ -194,7 +210,15 @@ async fn a_webhook_that_is_new_is_told_what_is_new_and_nothing_twice() {
     let wanted: Vec<u64> = (6..=455).collect();
     assert_eq!(*world.receiver.taken.lock().unwrap(), wanted);
     assert_eq!(
-        world.memory.cursor.lock().unwrap().as_ref().unwrap().after,
+        world
+            .memory
+            .cursor
+            .lock()
+            .unwrap()
+            .as_ref()
+            .unwrap()
+            .cursor
+            .after,
         455
     );
 }
@@ -265,7 +289,17 @@ async fn a_receiver_that_is_gone_is_left_alone_until_it_moves() {
     stop.cancel();
     task.await.unwrap();
     assert_eq!(world.receiver.calls.load(Ordering::Relaxed), 1);
-    assert!(world.memory.cursor.lock().unwrap().as_ref().unwrap().gone);
+    assert!(
+        world
+            .memory
+            .cursor
+            .lock()
+            .unwrap()
+            .as_ref()
+            .unwrap()
+            .cursor
+            .gone
+    );
     world.config.url += "?moved";
     let (stop, task) = world.start();
     world.until("the errors", |taken| taken == [4, 5, 6]).await;
@@ -288,4 +322,41 @@ async fn a_stuck_receiver_is_waited_for_by_nobody() {
     stop.cancel();
     let ended = tokio::time::timeout(Duration::from_secs(2), task).await;
     ended.expect("it waits for the receiver").unwrap();
+}
+
+/// Two replicas: the first renews while it is refused; when it is killed the second goes on.
+#[tokio::test]
+async fn of_two_replicas_one_delivers_and_the_other_takes_over() {
+    let world = World::new().await;
+    world.memory.shared.store(true, Ordering::Relaxed);
+    world.receiver.status.store(503, Ordering::Relaxed);
+    let (_, first) = world.start();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    // Refused for longer than a lease holds: renewed all the while.
+    world.receiver.refusals.store(usize::MAX, Ordering::Relaxed);
+    world.memory.add(300, "state");
+    world.news.send_replace(1);
+    while world.receiver.calls.load(Ordering::Relaxed) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let owner = || world.memory.cursor.lock().unwrap().clone().unwrap().cursor;
+    let held_by = owner().owner;
+    let (stop, second) = world.start();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(owner().owner, held_by, "taken from one that renews");
+    assert!(owner().beat > 5, "not renewed");
+    world.receiver.refusals.store(0, Ordering::Relaxed);
+    world.until("all", |taken| taken.len() >= 300).await;
+    let all: Vec<u64> = (1..=300).collect();
+    assert_eq!(*world.receiver.taken.lock().unwrap(), all, "told twice");
+    first.abort();
+    world.memory.add(100, "state");
+    world.news.send_replace(2);
+    world.until("the rest", |taken| taken.contains(&400)).await;
+    stop.cancel();
+    second.await.unwrap();
+    let taken = world.receiver.taken.lock().unwrap();
+    let missing: Vec<u64> = (1..=400).filter(|id| !taken.contains(id)).collect();
+    assert!(missing.is_empty(), "lost: {missing:?}");
+    assert_ne!(owner().owner, held_by);
 }
