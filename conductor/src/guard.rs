@@ -38,6 +38,8 @@ guards! {
     TokenToldToItsBoot,
     /// A ticket that was used is not served to firmware again.
     UsedTicketIsNotServed,
+    /// A token that became void on the way changes nothing, and is told nothing.
+    VoidOnTheWay,
     /// No ramdisk is let in while its host is being deleted.
     NoHelloWhileDeleting,
     /// The machine that calls is the host.

@@ -296,8 +296,16 @@ impl Hosts {
         let name = change.record.host.name.clone();
         let (host, with) = change.into_parts();
         let events = with.events.clone();
-        let host = Box::new(host);
-        self.write(Write::Add { host, with }).await?;
+        let (uid, host) = (host.record.host.uid.clone(), Box::new(host));
+        if let Err(problem) = self.write(Write::Add { host, with }).await {
+            // What was lost may be the answer only: a host that is stored must be driven.
+            self.refresh().await?;
+            let there = self.stored(&name);
+            there
+                .ok()
+                .filter(|it| it.record.host.uid == uid)
+                .ok_or(problem)?;
+        }
         log_events(&name, &events);
         self.get(&name)
     }

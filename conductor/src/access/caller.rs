@@ -64,9 +64,9 @@ pub(crate) enum Caller {
     /// Nobody in particular: the call is open to anyone.
     Anyone,
     /// The agent in the ramdisk of this host.
-    Agent(String),
+    Agent(Presented),
     /// The daemon in the OS of this host.
-    Daemon(String),
+    Daemon(Presented),
     /// A person.
     Person(Arc<Person>),
 }
@@ -153,16 +153,26 @@ impl<S: Sync> FromRequestParts<S> for Visible {
     }
 }
 
+/// What a host's agent or daemon came in with. By the time that a change of the host is made, it
+/// may be void: whoever makes one looks again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Presented {
+    /// The host that it was good for.
+    pub(crate) host: String,
+    /// Hex SHA-256 of the token.
+    pub(crate) sha256: String,
+}
+
 /// The host whose agent calls.
 #[derive(Debug)]
-pub(crate) struct AgentOf(pub(crate) String);
+pub(crate) struct AgentOf(pub(crate) Presented);
 
 impl<S: Sync> FromRequestParts<S> for AgentOf {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         match parts.extensions.get() {
-            Some(Caller::Agent(host)) => Ok(Self(host.clone())),
+            Some(Caller::Agent(presented)) => Ok(Self(presented.clone())),
             _ => Err(unguarded()),
         }
     }
@@ -170,14 +180,14 @@ impl<S: Sync> FromRequestParts<S> for AgentOf {
 
 /// The host whose daemon calls.
 #[derive(Debug)]
-pub(crate) struct DaemonOf(pub(crate) String);
+pub(crate) struct DaemonOf(pub(crate) Presented);
 
 impl<S: Sync> FromRequestParts<S> for DaemonOf {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         match parts.extensions.get() {
-            Some(Caller::Daemon(host)) => Ok(Self(host.clone())),
+            Some(Caller::Daemon(presented)) => Ok(Self(presented.clone())),
             _ => Err(unguarded()),
         }
     }

@@ -15,7 +15,7 @@ use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::resource::DEFAULT_PROJECT;
 use serde::{Deserialize, Deserializer};
 
-use super::caller::{CALL, Call, Caller, Grant, Person, Role};
+use super::caller::{CALL, Call, Caller, Grant, Person, Presented, Role};
 use super::peer::Peer;
 use super::registry::{FIRST_ADMIN, PREFIX};
 use super::table::{self, Line, Scope, Verdict, Who};
@@ -206,11 +206,11 @@ async fn host_project(
     Ok(known.map(|known| (name.to_owned(), known.record.host.project.clone())))
 }
 
-fn host_of(app: &App, headers: &HeaderMap, kind: Credential) -> Result<String, Problem> {
-    let digest = token::sha256(bearer(headers)?);
-    app.hosts
-        .find(kind, &digest)
-        .ok_or_else(|| unauthorized("the token is unknown or no longer valid"))
+fn host_of(app: &App, headers: &HeaderMap, kind: Credential) -> Result<Presented, Problem> {
+    let sha256 = token::sha256(bearer(headers)?);
+    let host = app.hosts.find(kind, &sha256);
+    let host = host.ok_or_else(|| unauthorized("the token is unknown or no longer valid"))?;
+    Ok(Presented { host, sha256 })
 }
 
 /// By a token, if there is one, else by a certificate: a wrong token is not made good by either.

@@ -10,7 +10,7 @@ use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::secret::Secret;
 
 use super::{Answer, ApiError, App, Body};
-use crate::access::caller::AgentOf;
+use crate::access::caller::{AgentOf, Presented};
 use crate::actor::Actor;
 use crate::crash::{self, Moment, Work};
 use crate::guard::{self, Guard};
@@ -140,24 +140,26 @@ const LINES_OF_A_FAILURE: usize = 50;
 /// `POST /v1/agent/poll`
 pub(crate) async fn poll(
     State(app): State<Arc<App>>,
-    AgentOf(name): AgentOf,
+    AgentOf(agent): AgentOf,
     Body(poll): Body<Poll>,
 ) -> Answer<PollReply> {
+    let name = agent.host.clone();
     app.hosts.heard_agent(&name);
     let held = poll.reports.is_empty();
-    let stored = take(&app, &name, poll).await?;
+    let stored = take(&app, &agent, poll).await?;
     let reply = reply(&app, &stored)?;
     if !held || reply.order.is_some() || reply.cancel.is_some() {
         return Ok(Json(reply));
     }
-    let reply = hold(&app, &name, stored.record.host.version).await?;
+    let reply = hold(&app, &agent, stored.record.host.version).await?;
     app.hosts.heard_agent(&name);
     Ok(Json(reply))
 }
 
 /// Takes what an agent reports. A poll without news changes nothing but the first; lines and the
 /// ticks of a step's progress are kept in memory.
-async fn take(app: &App, name: &str, poll: Poll) -> Result<Arc<Stored>, Problem> {
+async fn take(app: &App, agent: &Presented, poll: Poll) -> Result<Arc<Stored>, Problem> {
+    let name = agent.host.as_str();
     let limits = &app.world.limits;
     let reports = keep_in_memory(app, name, &poll);
     let works: Vec<_> = reports
@@ -168,6 +170,9 @@ async fn take(app: &App, name: &str, poll: Poll) -> Result<Arc<Stored>, Problem>
         .iter()
         .any(|report| matches!(report, Report::Failed { .. }));
     let taken = app.hosts.update(name, &Actor::Agent, |change| {
+        if !is_still_its(&change.record, agent) {
+            return Err(void());
+        }
         if let Some(session) = change
             .record
             .run
@@ -230,8 +235,25 @@ fn reply(app: &App, stored: &Stored) -> Result<PollReply, Problem> {
     Ok(PollReply { order, cancel })
 }
 
+/// Whether the agent that called is the host's still: another boot may have come meanwhile.
+fn is_still_its(record: &Record, agent: &Presented) -> bool {
+    let session = record.run.session.as_ref();
+    let same = session.is_some_and(|session| session.token_sha256 == agent.sha256);
+    guard::holds(Guard::VoidOnTheWay, same)
+}
+
+/// The refusal of a token that was good when the call came.
+pub(super) fn void() -> Problem {
+    Problem::new(
+        Code::Unauthorized,
+        "the token is no longer valid",
+        "nothing: the host has gone on without it",
+    )
+}
+
 /// Holds a poll until there is something to say.
-async fn hold(app: &App, name: &str, version: u64) -> Result<PollReply, ApiError> {
+async fn hold(app: &App, agent: &Presented, version: u64) -> Result<PollReply, ApiError> {
+    let name = agent.host.as_str();
     let Some(mut versions) = app.hosts.follow(name) else {
         return Ok(PollReply::default());
     };
@@ -248,7 +270,7 @@ async fn hold(app: &App, name: &str, version: u64) -> Result<PollReply, ApiError
             () = app.stop.cancelled() => return Ok(PollReply::default()),
         }
         let stored = match app.hosts.stored(name) {
-            Ok(stored) if stored.record.run.session.is_some() => stored,
+            Ok(stored) if is_still_its(&stored.record, agent) => stored,
             Ok(_) | Err(_) => return Ok(PollReply::default()),
         };
         let reply = reply(app, &stored)?;

@@ -8,7 +8,7 @@ use ferrite_proto::agent_api::{CheckIn, CheckInReply, Enroll, EnrollReply};
 use ferrite_proto::host::HostState;
 use ferrite_proto::problem::Problem;
 
-use super::agent::{fits, refused, shown};
+use super::agent::{fits, refused, shown, void};
 use super::{Answer, App, Body};
 use crate::access::caller::DaemonOf;
 use crate::actor::Actor;
@@ -16,7 +16,7 @@ use crate::crash::{self, Moment, Work};
 use crate::guard::{self, Guard};
 use crate::hosts::Credential;
 use crate::lifecycle::change::Change;
-use crate::lifecycle::record::Record;
+use crate::lifecycle::record::{DaemonAccess, Record};
 use crate::lifecycle::reports::harmless;
 use crate::token;
 
@@ -39,7 +39,7 @@ pub(crate) async fn enroll(
         return Err(refused("the daemon's credential is unknown or void").into());
     };
     let answered = app.hosts.update(&name, &Actor::Daemon, |change| {
-        let answer = let_in(change, &request);
+        let answer = let_in(change, &request, &digest);
         if let Err(problem) = &answer {
             change.event(
                 "alarm",
@@ -58,7 +58,7 @@ pub(crate) async fn enroll(
     }))
 }
 
-fn let_in(change: &mut Change, request: &Enroll) -> Result<(), Problem> {
+fn let_in(change: &mut Change, request: &Enroll, digest: &str) -> Result<(), Problem> {
     fits(&change.record, &request.identity)?;
     let key = &request.key_sha256;
     let is_digest = key.len() == 64 && key.chars().all(|c| c.is_ascii_hexdigit());
@@ -66,6 +66,10 @@ fn let_in(change: &mut Change, request: &Enroll) -> Result<(), Problem> {
         return Err(refused("the key's digest is not 64 hex digits"));
     }
     let daemon = change.record.run.daemon.as_ref();
+    let its = |known: &&DaemonAccess| {
+        guard::holds(Guard::VoidOnTheWay, known.credential_sha256 == digest)
+    };
+    let daemon = daemon.filter(its);
     let daemon = daemon.ok_or_else(|| refused("the daemon's credential is void"))?;
     match &daemon.key_sha256 {
         // A lost reply costs nothing.
@@ -81,12 +85,17 @@ fn let_in(change: &mut Change, request: &Enroll) -> Result<(), Problem> {
 /// `POST /v1/daemon/check-in`
 pub(crate) async fn check_in(
     State(app): State<Arc<App>>,
-    DaemonOf(name): DaemonOf,
+    DaemonOf(daemon): DaemonOf,
     Body(report): Body<CheckIn>,
 ) -> Answer<CheckInReply> {
-    app.hosts.heard_daemon(&name);
+    app.hosts.heard_daemon(&daemon.host);
     let report = bounded(report);
-    let changed = app.hosts.update(&name, &Actor::Daemon, |change| {
+    let changed = app.hosts.update(&daemon.host, &Actor::Daemon, |change| {
+        let known = change.record.run.daemon.as_ref();
+        let same = known.is_some_and(|known| known.key_sha256.as_ref() == Some(&daemon.sha256));
+        if !guard::holds(Guard::VoidOnTheWay, same) {
+            return Err(void());
+        }
         change.checked_in(report.clone());
         crash::point(Work::CheckIn, Moment::Before);
         Ok(())

@@ -167,7 +167,8 @@ impl Agent {
             return self.sim.violate(format!("two writers for a disk: {said}"));
         }
         if order.number <= self.last {
-            return;
+            let said = format!("{}: order {} is given out again", self.name, order.number);
+            return self.sim.violate(said);
         }
         self.last = order.number;
         let number = order.number;

@@ -55,6 +55,7 @@ pub(super) fn committed(sim: &Arc<Sim>, before: &Stored, after: &Stored) {
         wrong.push("order numbers go back".to_owned());
     }
     wrong.extend(entered(machine, &before.record, &after.record));
+    wrong.extend(session_opened(&before.record, &after.record));
     wrong.extend(secrets_left(after));
     wrong.extend(image_shown(machine, &after.record));
     for what in wrong {
@@ -77,6 +78,43 @@ fn at_the_worst_moment(sim: &Arc<Sim>, before: &Record, after: &Record) {
     };
     if ticket(after) != ticket(before) && sim.mishap(10) {
         thieves::asks_for_a_ticket(sim, name);
+    }
+    let asked = |record: &Record| record.run.power_asked_at;
+    if asked(after) != asked(before) && sim.mishap(4) {
+        people::given_up(sim, name);
+    }
+    let used = |record: &Record| record.run.boot.as_ref().is_some_and(|boot| boot.used);
+    if used(after) && !used(before) && sim.mishap(15) {
+        thieves::asks_after_the_hello(sim, name);
+    }
+}
+
+/// Why a session should not have been opened.
+fn session_opened(before: &Record, after: &Record) -> Option<String> {
+    let token = |record: &Record| {
+        let session = record.run.session.as_ref();
+        session.map(|session| session.token_sha256.clone())
+    };
+    let opened = token(after).is_some() && token(after) != token(before);
+    let leaves = opened && after.run.deletion.is_some();
+    leaves.then(|| "a ramdisk is let in while its host is being deleted".to_owned())
+}
+
+/// A medium with a ticket was given out.
+pub(super) fn served(sim: &Sim, name: &str, ticket: &str) {
+    let Some(conductor) = sim.lock().conductor.clone() else {
+        return;
+    };
+    // What was committed is not always known at once.
+    let (digest, known) = (token::sha256(ticket), conductor.hosts.stored(name).ok());
+    let mut state = sim.lock();
+    let boot = known
+        .as_ref()
+        .and_then(|stored| stored.record.run.boot.as_ref());
+    if boot.is_some_and(|boot| boot.ticket_sha256 == digest && boot.used) {
+        state.violate(format!(
+            "{name}: a ticket that was used is served to firmware"
+        ));
     }
 }
 
@@ -197,23 +235,26 @@ pub(super) fn answered(sim: &Sim, call: &Call, status: u16, body: &Value) {
 
 fn polled(sim: &Sim, call: &Call, body: &Value) {
     let digest = token::sha256(&call.token);
-    let mut state = sim.lock();
-    let is_its = |stored: &&Stored| {
-        let session = stored.record.run.session.as_ref();
+    let reply: PollReply = serde_json::from_value(body.clone()).unwrap_or_default();
+    let known = sim.lock().conductor.clone();
+    let known = known.and_then(|conductor| conductor.hosts.stored(&call.from).ok());
+    let is_its = |record: &Record| {
+        let session = record.run.session.as_ref();
         session.is_some_and(|session| session.token_sha256 == digest)
     };
-    let Some(record) = state.stored.values().find(is_its).map(|s| s.record.clone()) else {
+    if reply.order.is_some() && known.is_some_and(|known| !is_its(&known.record)) {
+        sim.violate(format!("{}: an order is told to a void token", call.from));
+    }
+    let mut state = sim.lock();
+    let its = state.stored.values().find(|stored| is_its(&stored.record));
+    let Some(record) = its.map(|stored| stored.record.clone()) else {
         return;
     };
+    let session = record.run.session.as_ref();
+    let leaves = session.is_some_and(|session| session.leaving);
     if let Some(machine) = state.machines.get_mut(&call.from) {
-        let leaves = record
-            .run
-            .session
-            .as_ref()
-            .is_some_and(|session| session.leaving);
         machine.agent_heard = (!leaves).then(Instant::now);
     }
-    let reply: PollReply = serde_json::from_value(body.clone()).unwrap_or_default();
     let Some(order) = reply.order else { return };
     if let Some(what) = not_meant(&state, &record, &call.from, order.number, &order.step) {
         let (number, step) = (order.number, order.step.name());

@@ -36,6 +36,7 @@ pub(super) struct Incarnation {
     stop: CancellationToken,
     pub(super) router: Router,
     pub(super) boots: Arc<Boots>,
+    pub(super) hosts: Arc<Hosts>,
 }
 
 /// Time limits, shorter than in production where that only saves time.
@@ -99,7 +100,7 @@ pub(super) async fn start(sim: &Arc<Sim>) {
     let stop = CancellationToken::new();
     let driver = Arc::new(Driver::start(Arc::clone(&world), stop.clone()));
     let app = Arc::new(App {
-        hosts,
+        hosts: Arc::clone(&hosts),
         boots: Arc::clone(&boots),
         world,
         driver,
@@ -116,6 +117,7 @@ pub(super) async fn start(sim: &Arc<Sim>) {
         stop,
         router: api::router(app),
         boots,
+        hosts,
     };
     sim.lock().conductor = Some(Arc::new(incarnation));
 }

@@ -50,7 +50,7 @@ pub(super) async fn call(sim: &Arc<Sim>, call: Call) -> Option<(u16, Value)> {
         return None;
     }
     // What people send goes over one connection: it is never doubled.
-    if !call.from.is_empty() && sim.mishap(3) {
+    if !call.from.is_empty() && sim.mishap(6) {
         double(sim, call.clone());
     }
     let most = if sim.mishap(3) { 8_000 } else { 30 };
@@ -77,7 +77,7 @@ fn is_cut_off(sim: &Sim, call: &Call) -> bool {
 fn double(sim: &Arc<Sim>, call: Call) {
     let sim = Arc::clone(sim);
     tokio::spawn(async move {
-        let most = if sim.chance(30) { 120_000 } else { 5_000 };
+        let most = if sim.chance(50) { 120_000 } else { 5_000 };
         sim.pause(1, most).await;
         if let Some((status, _)) = deliver(&sim, &call).await {
             let said = format!("a doubled {} is answered {status}", call.path);
@@ -158,6 +158,7 @@ pub(super) fn boot_medium(
     let ticket = found.as_ref().map(|found| found.ticket.expose().clone());
     // This way is in clear: whoever listens has a copy.
     if let Some(ticket) = ticket {
+        checks::served(sim, name, &ticket);
         sim.copied(name, LootKind::Ticket, &ticket);
         super::thieves::saw_ticket(sim, name, ticket);
     }

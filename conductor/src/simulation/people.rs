@@ -92,9 +92,13 @@ fn any_machine(sim: &Sim) -> String {
 pub(super) fn change_of_mind(sim: &Arc<Sim>, name: &str) {
     let (sim, name) = (Arc::clone(sim), name.to_owned());
     tokio::spawn(async move {
-        let until = Some(Instant::now() + Duration::from_secs(5));
+        let now = Instant::now();
+        let until = Some(now + Duration::from_secs(2));
         sim.machine(&name, |machine| machine.cut_off_until = until);
-        sim.pause(0, 7_000).await;
+        if sim.chance(80) {
+            sim.lock().slow_until = Some(now + Duration::from_secs(15));
+        }
+        sim.pause(0, 6_000).await;
         match sim.below(4) {
             0 => delete(&sim, &name).await,
             1 => simply(&sim, &name, "deprovision").await,
@@ -162,6 +166,15 @@ async fn set_bmc(sim: &Arc<Sim>, stored: &Stored, to: &str) {
 
 fn stored(sim: &Sim, name: &str) -> Option<Stored> {
     sim.lock().stored.get(name).cloned()
+}
+
+/// Somebody gives a host up while it boots.
+pub(super) fn given_up(sim: &Arc<Sim>, name: &str) {
+    let (sim, name) = (Arc::clone(sim), name.to_owned());
+    tokio::spawn(async move {
+        sim.pause(10_000, 110_000).await;
+        delete(&sim, &name).await;
+    });
 }
 
 async fn delete(sim: &Arc<Sim>, name: &str) {

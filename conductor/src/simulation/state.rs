@@ -42,6 +42,8 @@ pub(super) struct State {
     pub(super) contacts: BTreeMap<String, Contact>,
     pub(super) removed: Vec<Removed>,
     pub(super) revision: Revision,
+    /// The store is slow until then.
+    pub(super) slow_until: Option<Instant>,
     /// The conductor that runs, if one does.
     pub(super) conductor: Option<Arc<Incarnation>>,
     pub(super) incarnations: u32,
@@ -174,6 +176,7 @@ impl Sim {
             contacts: BTreeMap::new(),
             removed: Vec::new(),
             revision: 0,
+            slow_until: None,
             conductor: None,
             incarnations: 0,
             points: BTreeSet::new(),
@@ -246,6 +249,7 @@ impl Sim {
     pub(super) fn calm_down(&self) {
         let mut state = self.lock();
         state.trouble = false;
+        state.slow_until = None;
         for machine in state.machines.values_mut() {
             machine.cut_off_until = None;
             machine.tells_on_until = None;
@@ -394,15 +398,15 @@ pub(super) fn firmware(sim: &Arc<Sim>, name: &str) {
 }
 
 async fn boot(sim: Arc<Sim>, name: String) {
-    let most = if sim.mishap(3) { 1_500_000 } else { 90_000 };
-    sim.pause(10_000, most).await;
+    let most = if sim.mishap(3) { 1_500_000 } else { 60_000 };
+    sim.pause(2_000, most).await;
     let (once, network_first) = sim.machine(&name, |machine| {
         (machine.boot_once.take(), machine.network_first)
     });
     let device = once.or(network_first.then_some(BootDevice::Pxe));
     let ticket = super::network::boot_medium(&sim, &name, device);
     if let Some(ticket) = ticket {
-        sim.pause(3_000, 20_000).await;
+        sim.pause(1_000, 15_000).await;
         sim.machine(&name, |machine| machine.running = Running::Ramdisk);
         sim.say(&name, "machine", "runs the ramdisk");
         return super::agent::run(&sim, &name, ticket).await;

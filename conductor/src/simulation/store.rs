@@ -7,6 +7,7 @@ use ferrite_proto::api::HostEvent;
 use ferrite_proto::host::Run;
 use ferrite_proto::inventory::Inventory;
 use jiff::Timestamp;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::checks;
@@ -38,7 +39,9 @@ impl SimStore {
 
     async fn takes_time(&self) {
         self.alive().await;
-        let most = if self.sim.mishap(1) { 4_000 } else { 3 };
+        let until = self.sim.lock().slow_until;
+        let slow = until.is_some_and(|until| until > Instant::now());
+        let most = if slow || self.sim.mishap(1) { 4_000 } else { 3 };
         self.sim.pause(0, most).await;
         self.alive().await;
     }

@@ -85,9 +85,8 @@ fn nothing_that_must_not_happen_does() {
     let (took, days) = (began.elapsed().as_secs_f64(), seconds / 86_400.0);
     let count = f64::from(u32::try_from(seeds.count()).unwrap());
     let (rate, speed) = (count / took, days * 60.0 / took);
-    eprintln!(
-        "{count} seeds in {took:.1} s: {rate:.1} seeds/s; {days:.1} days of hosts, {speed:.0} a minute"
-    );
+    eprintln!("{count} seeds in {took:.1} s: {rate:.1} seeds/s");
+    eprintln!("{days:.1} days of hosts: {speed:.0} a minute");
     for (seed, run) in &failed {
         let violation = run.violation.as_deref().unwrap_or_default();
         eprintln!("seed {seed}: {violation}");
@@ -112,4 +111,27 @@ fn a_seed_replays_exactly() {
         }
         assert_eq!(one.transcript.len(), other.transcript.len());
     }
+}
+
+/// Without any one guard, a seed among a hundred finds what it kept from happening.
+#[test]
+fn each_guard_is_missed() {
+    let most = number("GUARD_SEEDS").unwrap_or(100);
+    let only = std::env::var("GUARD").ok();
+    let mut unmissed = Vec::new();
+    for guard in Guard::ALL {
+        let name = format!("{guard:?}");
+        if only.as_ref().is_some_and(|only| *only != name) {
+            continue;
+        }
+        let (found, _) = run_all(1..=most, Some(*guard));
+        if let Some((seed, run)) = found.first() {
+            let violation = run.violation.as_deref().unwrap_or_default();
+            eprintln!("{name:<28} seed {seed:>3}: {violation}");
+        } else {
+            eprintln!("{name:<28} NOT MISSED in {most} seeds");
+            unmissed.push(name);
+        }
+    }
+    assert!(unmissed.is_empty(), "{unmissed:?}");
 }

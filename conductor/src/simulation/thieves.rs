@@ -62,6 +62,16 @@ pub(super) fn asks_for_a_ticket(sim: &Arc<Sim>, name: &str) {
     });
 }
 
+/// Somebody boots with that MAC just when the host itself has.
+pub(super) fn asks_after_the_hello(sim: &Arc<Sim>, name: &str) {
+    let (sim, name) = (Arc::clone(sim), name.to_owned());
+    tokio::spawn(async move {
+        sim.pause(5, 100).await;
+        // What is given out is looked at on its way.
+        let _ = network::boot_medium(&sim, &name, Some(BootDevice::Pxe));
+    });
+}
+
 /// Another machine with a copy of the ticket.
 async fn strange_machine(sim: &Arc<Sim>, name: &str, ticket: &str) {
     let mut body = agent::hello_body(sim, name, ticket, "strange");
