@@ -28,6 +28,8 @@ guards! {
     AcceptedIsNotHandedOut,
     /// An order whose wish was withdrawn is not handed out.
     WishStillCurrent,
+    /// An order that was called off before the agent took it does not begin.
+    CalledOffIsNotBegun,
     /// No order goes to a host that is being deleted.
     NoOrderWhileDeleting,
     /// A boot ticket opens one session.

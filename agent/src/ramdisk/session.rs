@@ -173,12 +173,13 @@ impl Session {
                 order: order.number,
             })
         };
+        // Before anything starts: an order that was called off on the way must not begin.
+        if let Some(number) = answer.cancel {
+            deeds.extend(self.cancel(number));
+        }
         if let Some(order) = self.accepted.take_if(|order| told(order)) {
             self.running = Some(order.number);
             deeds.push(Deed::Start(Box::new(order)));
-        }
-        if let Some(number) = answer.cancel {
-            deeds.extend(self.cancel(number));
         }
         if let Some(order) = answer.order {
             self.offered(order);

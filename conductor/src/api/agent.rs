@@ -146,8 +146,10 @@ pub(crate) async fn poll(
     let name = agent.host.clone();
     app.hosts.heard_agent(&name);
     let held = poll.reports.is_empty();
+    let taken = accepted(&poll);
     let stored = take(&app, &agent, poll).await?;
-    let reply = reply(&app, &stored)?;
+    let mut reply = reply(&app, &stored)?;
+    reply.cancel = called_off(&stored.record, &taken).or(reply.cancel);
     if !held || reply.order.is_some() || reply.cancel.is_some() {
         return Ok(Json(reply));
     }
@@ -217,6 +219,25 @@ fn keep_in_memory<'a>(app: &App, name: &str, poll: &'a Poll) -> Vec<&'a Report> 
         _ => true,
     };
     poll.reports.iter().filter(is_stored).collect()
+}
+
+/// The orders that a poll says are taken.
+fn accepted(poll: &Poll) -> Vec<u64> {
+    let orders = poll.reports.iter().filter_map(|report| match report {
+        Report::Accepted { order } => Some(*order),
+        _ => None,
+    });
+    orders.collect()
+}
+
+/// An order that was taken after it had been called off: its answer was on the way longer than
+/// that took. It must not begin.
+fn called_off(record: &Record, taken: &[u64]) -> Option<u64> {
+    let flow = record.run.workflow.as_ref();
+    let out = flow.and_then(crate::lifecycle::Workflow::outstanding);
+    let out = out.map(|(number, _)| number);
+    let late = taken.iter().copied().find(|order| Some(*order) != out);
+    late.filter(|_| guard::stands(Guard::CalledOffIsNotBegun))
 }
 
 fn pass(works: &[Work], moment: Moment) {

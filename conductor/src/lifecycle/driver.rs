@@ -27,11 +27,15 @@ const STORE_PAUSE: Duration = Duration::from_secs(5);
 /// Look again at least this often: clocks step.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
+/// Between looks for hosts that nobody drives: one that was added though the store's answer was
+/// lost, one of the name of another that was just leaving.
+const ROUND: Duration = Duration::from_secs(5);
+
 /// The tasks of all hosts.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Driver {
     world: Arc<World>,
-    tasks: Mutex<Tasks>,
+    tasks: Arc<Mutex<Tasks>>,
     stop: CancellationToken,
 }
 
@@ -39,6 +43,14 @@ pub(crate) struct Driver {
 struct Tasks {
     all: JoinSet<()>,
     driven: BTreeMap<String, Reins>,
+}
+
+impl Tasks {
+    /// Forgets those that ended.
+    fn tidy(&mut self) {
+        while self.all.try_join_next().is_some() {}
+        self.driven.retain(|_, reins| !reins.ended.is_cancelled());
+    }
 }
 
 /// Ends one host's task.
@@ -54,13 +66,30 @@ impl Driver {
         let names = world.hosts.names();
         let driver = Self {
             world,
-            tasks: Mutex::default(),
+            tasks: Arc::default(),
             stop,
         };
         if !driver.world.hosts.ownership().is_shared() {
             driver.only(names);
+            tokio::spawn(driver.clone().find_the_undriven());
         }
         driver
+    }
+
+    async fn find_the_undriven(self) {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(ROUND) => {}
+            }
+            let names = self.world.hosts.names();
+            let mut tasks = self.tasks();
+            tasks.tidy();
+            for name in names {
+                self.begin(&mut tasks, name);
+            }
+        }
     }
 
     fn tasks(&self) -> MutexGuard<'_, Tasks> {
@@ -72,7 +101,9 @@ impl Driver {
         if self.world.hosts.ownership().is_shared() {
             self.world.hosts.ownership().wake();
         } else {
-            self.begin(&mut self.tasks(), name);
+            let mut tasks = self.tasks();
+            tasks.tidy();
+            self.begin(&mut tasks, name);
         }
     }
 
@@ -84,14 +115,13 @@ impl Driver {
                 reins.stop.cancel();
             }
         }
+        tasks.tidy();
         for name in names {
             self.begin(&mut tasks, name);
         }
     }
 
     fn begin(&self, tasks: &mut Tasks, name: String) {
-        while tasks.all.try_join_next().is_some() {}
-        tasks.driven.retain(|_, reins| !reins.ended.is_cancelled());
         if tasks
             .driven
             .get(&name)

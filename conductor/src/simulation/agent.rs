@@ -11,9 +11,9 @@ use ferrite_proto::step::{BootMethod, CONFIG_DRIVE_DAEMON, ImageWritten, Outcome
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::checks;
 use super::network::{self, Call};
 use super::state::{self, ConfigDrive, Disk, LootKind, Running, Sim};
+use super::{checks, people};
 
 /// Between reports of progress.
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -70,6 +70,10 @@ pub(super) fn hello_body(sim: &Sim, name: &str, ticket: &str, nonce: &str) -> Va
 
 async fn hello(sim: &Arc<Sim>, name: &str, boot: &BootParameters, nonce: &str) -> Option<String> {
     let body = hello_body(sim, name, boot.ticket.expose(), nonce);
+    if sim.mishap(4) {
+        people::given_up(sim, name, 0, 1_000);
+        sim.pause(0, 5_000).await;
+    }
     loop {
         let call = Call::post(name, HELLO, "", body.clone());
         match network::call(sim, call).await {
@@ -131,9 +135,13 @@ impl Agent {
         None
     }
 
-    /// What was told is known now.
+    /// What was told is known now. An order that was called off on the way does not begin.
     fn answered(&mut self, reply: PollReply) {
-        for report in std::mem::take(&mut self.reports) {
+        let told = std::mem::take(&mut self.reports);
+        if let Some(number) = reply.cancel {
+            self.cancel(number);
+        }
+        for report in told {
             match report {
                 Report::Accepted { .. } => self.begin(),
                 Report::Done { order, outcome, .. } => {
@@ -142,14 +150,24 @@ impl Agent {
                 _ => {}
             }
         }
-        if let Some(number) = reply.cancel
-            && let Some(work) = &mut self.work
-            && work.order.number == number
-        {
-            work.cancelled = true;
-        }
         if let Some(order) = reply.order {
             self.take(order);
+        }
+    }
+
+    fn cancel(&mut self, number: u64) {
+        let Some(work) = &mut self.work else { return };
+        if work.order.number != number {
+            return;
+        }
+        work.cancelled = true;
+        if work.ends.is_none() {
+            self.work = None;
+            let problem = Problem::new(Code::StepCancelled, "not begun", "");
+            self.reports.push(Report::Failed {
+                order: number,
+                problem,
+            });
         }
     }
 

@@ -19,12 +19,14 @@ use super::state::{Disk, Machine, Running, Sim, State};
 use super::{people, thieves};
 use crate::bmc::PowerAction;
 use crate::lifecycle::record::{BootPhase, Record};
-use crate::lifecycle::{Kind, StepName, StepState};
+use crate::lifecycle::{Kind, StepName, StepState, Workflow};
 use crate::store::Stored;
 use crate::token;
 
 /// An agent that was answered so lately is in touch, whoever asks.
 const IN_TOUCH: Duration = Duration::from_mins(1);
+/// Times in a record are of whole milliseconds.
+const CLOCK_TICK: Duration = Duration::from_millis(1);
 
 /// A transaction is about to be durable.
 pub(super) fn committed(sim: &Arc<Sim>, before: &Stored, after: &Stored) {
@@ -81,8 +83,9 @@ fn at_the_worst_moment(sim: &Arc<Sim>, before: &Record, after: &Record) {
     }
     let asked = |record: &Record| record.run.power_asked_at;
     if asked(after) != asked(before) && sim.mishap(4) {
-        people::given_up(sim, name);
+        people::given_up(sim, name, 10_000, 110_000);
     }
+    thieves::uses_what_ends(sim, before, after);
     let used = |record: &Record| record.run.boot.as_ref().is_some_and(|boot| boot.used);
     if used(after) && !used(before) && sim.mishap(15) {
         thieves::asks_after_the_hello(sim, name);
@@ -242,8 +245,17 @@ fn polled(sim: &Sim, call: &Call, body: &Value) {
         let session = record.run.session.as_ref();
         session.is_some_and(|session| session.token_sha256 == digest)
     };
-    if reply.order.is_some() && known.is_some_and(|known| !is_its(&known.record)) {
+    if reply.order.is_some() && known.as_ref().is_some_and(|known| !is_its(&known.record)) {
         sim.violate(format!("{}: an order is told to a void token", call.from));
+    }
+    if let Some(known) = &known
+        && let Some(late) = called_off(&known.record, call)
+        && reply.cancel != Some(late)
+    {
+        sim.violate(format!(
+            "{}: order {late} was called off and is let begin",
+            call.from
+        ));
     }
     let mut state = sim.lock();
     let its = state.stored.values().find(|stored| is_its(&stored.record));
@@ -260,6 +272,17 @@ fn polled(sim: &Sim, call: &Call, body: &Value) {
         let (number, step) = (order.number, order.step.name());
         state.violate(format!("{}: order {number}, {step}: {what}", call.from));
     }
+}
+
+/// An order that the call says is taken, and that is not out.
+fn called_off(record: &Record, call: &Call) -> Option<u64> {
+    let out = record.run.workflow.as_ref().and_then(Workflow::outstanding);
+    let reports = call.body["reports"].as_array()?;
+    let taken = reports
+        .iter()
+        .filter(|report| report["report"] == "accepted");
+    let mut taken = taken.filter_map(|report| report["order"].as_u64());
+    taken.find(|order| out.is_none_or(|(number, _)| number != *order))
 }
 
 /// Why an order should not have been handed out, by what people want at this very moment.
@@ -388,7 +411,10 @@ pub(super) fn switched(sim: &Sim, name: &str, action: PowerAction) {
     let armed_at = machine.armed.as_ref().map(|(_, at)| *at);
     let stale = machine
         .power_told
-        .is_none_or(|told| armed_at.is_some_and(|at| told < at));
+        .is_none_or(|told| armed_at.is_some_and(|at| told + CLOCK_TICK < at));
+    // A reading of tomorrow, once tomorrow has come after all, looks fresh.
+    let jumped = state.jumped_at.is_some();
+    let stale = stale && !jumped;
     let what = match action {
         _ if machine.lied_lately() => None,
         PowerAction::ForceRestart if in_touch => Some("reset while its agent is in touch"),

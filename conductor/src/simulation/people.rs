@@ -169,10 +169,10 @@ fn stored(sim: &Sim, name: &str) -> Option<Stored> {
 }
 
 /// Somebody gives a host up while it boots.
-pub(super) fn given_up(sim: &Arc<Sim>, name: &str) {
+pub(super) fn given_up(sim: &Arc<Sim>, name: &str, least: u64, most: u64) {
     let (sim, name) = (Arc::clone(sim), name.to_owned());
     tokio::spawn(async move {
-        sim.pause(10_000, 110_000).await;
+        sim.pause(least, most).await;
         delete(&sim, &name).await;
     });
 }

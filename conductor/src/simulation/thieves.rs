@@ -1,5 +1,6 @@
 //! Somebody who copies what goes over the network in clear, and what lies on a disk, and tries it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use super::network::{self, Call};
 use super::state::{Loot, LootKind, Sim};
 use super::{agent, os, state};
 use crate::bmc::BootDevice;
+use crate::lifecycle::record::Record;
 use crate::{clock, token};
 
 /// A ticket went by in clear.
@@ -91,8 +93,20 @@ async fn try_it(sim: &Arc<Sim>, loot: &Loot) {
     if is_still_good(sim, loot) {
         return;
     }
+    let (path, token, body) = attempt(sim, loot);
+    let name = &loot.host;
+    if let Some(200) = said(sim, path, token, body).await {
+        let kind = loot.kind;
+        sim.violate(format!(
+            "{name}: a {kind:?} is good for a thief after it was used"
+        ));
+    }
+}
+
+/// The call that opens something with what was copied.
+fn attempt<'a>(sim: &Sim, loot: &'a Loot) -> (&'static str, &'a str, Value) {
     let (name, secret) = (&loot.host, loot.secret.as_str());
-    let (path, token, body) = match loot.kind {
+    match loot.kind {
         LootKind::Ticket => (HELLO, "", agent::hello_body(sim, name, secret, "thief")),
         LootKind::AgentToken => (POLL, secret, json!({"sequence": 1, "reports": []})),
         LootKind::Credential => {
@@ -103,13 +117,39 @@ async fn try_it(sim: &Arc<Sim>, loot: &Loot) {
             let report = os::check_in("b", clock::now(), Instant::now(), CloudInitStage::Done);
             (CHECK_IN, secret, json!(report))
         }
-    };
-    if let Some(200) = said(sim, path, token, body).await {
-        let kind = loot.kind;
-        sim.violate(format!(
-            "{name}: a {kind:?} is good for a thief after it was used"
-        ));
     }
+}
+
+/// A secret is used in the very moment in which a transaction makes it void.
+pub(super) fn uses_what_ends(sim: &Arc<Sim>, before: &Record, after: &Record) {
+    let good_before = secrets_of(before);
+    let good_after = secrets_of(after);
+    let ends = |loot: &&Loot| {
+        let digest = token::sha256(&loot.secret);
+        good_before.contains(&digest) && !good_after.contains(&digest)
+    };
+    let loot: Vec<_> = sim.lock().loot.iter().filter(ends).cloned().collect();
+    for loot in loot.into_iter().filter(|_| sim.mishap(20)) {
+        let sim = Arc::clone(sim);
+        tokio::spawn(async move {
+            let (path, token, body) = attempt(&sim, &loot);
+            if let Some(200) = said(&sim, path, token, body).await {
+                let (name, kind) = (&loot.host, loot.kind);
+                sim.violate(format!("{name}: a {kind:?} is good after it was made void"));
+            }
+        });
+    }
+}
+
+/// Digests of what opens something to an agent or a daemon.
+fn secrets_of(record: &Record) -> BTreeSet<String> {
+    let run = &record.run;
+    let session = run.session.as_ref().map(|it| it.token_sha256.clone());
+    let daemon = run.daemon.as_ref();
+    let credential = daemon.filter(|it| it.key_sha256.is_none());
+    let credential = credential.map(|it| it.credential_sha256.clone());
+    let key = daemon.and_then(|it| it.key_sha256.clone());
+    [session, credential, key].into_iter().flatten().collect()
 }
 
 /// Whether what was copied opens something as yet, by what is stored.
