@@ -48,7 +48,7 @@ failover:
 unit:
 	$(CARGO) build --workspace --bins
 	$(AS_ROOT) $(CARGO) test --workspace --lib --bins --test tidy --test lab \
-		--test swarm --test replicas --test cli --test packaging
+		--test swarm --test replicas --test cli --test packaging --test hostile
 
 # A whole conductor in a simulated world: SEEDS=100000 runs so many, SEED=7 replays one.
 simulate:

@@ -47,12 +47,23 @@ pub(crate) struct Config {
     pub(crate) check_in_seconds: u32,
     /// How often each caller may call.
     pub(crate) api_rate: Rate,
+    /// To the API.
+    pub(crate) connections: Connections,
     /// Who looks on.
     pub(crate) seeing: SeeingConfig,
     /// Who says who people are, beside the conductor.
     pub(crate) oidc: Option<OidcConfig>,
     /// All of it as it was written, defaults included.
     pub(crate) written: serde_json::Value,
+}
+
+/// How many connections are served at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Connections {
+    /// Of all together.
+    pub(crate) all: usize,
+    /// Of one address.
+    pub(crate) per_address: usize,
 }
 
 /// The database, and the key of what is secret in it.
@@ -118,7 +129,7 @@ struct Raw {
     log: LogConfig,
     netboot: RawNetboot,
     lifecycle: RawLifecycle,
-    api: Rate,
+    api: RawApi,
     metrics: RawMetrics,
     traces: RawTraces,
     #[serde(default)]
@@ -154,6 +165,15 @@ enum RawDhcp {
     Server,
     Proxy,
     Off,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawApi {
+    calls_per_second: u32,
+    calls_at_once: u32,
+    connections: u32,
+    connections_per_address: u32,
 }
 
 #[derive(Debug, Deserialize)]
@@ -281,7 +301,8 @@ impl Raw {
             netboot: self.netboot.check(&self.state_dir)?,
             groups: groups(self.limits)?,
             limits: self.lifecycle.limits()?,
-            api_rate: self.api.check()?,
+            api_rate: self.api.rate()?,
+            connections: self.api.connections()?,
             poll_seconds: at_least("lifecycle.poll_seconds", self.lifecycle.poll_seconds, 1)?,
             check_in_seconds: at_least(
                 "lifecycle.check_in_seconds",
@@ -334,11 +355,21 @@ impl RawStore {
     }
 }
 
-impl Rate {
-    fn check(self) -> Result<Self, ConfigError> {
-        at_least("api.calls_per_second", self.calls_per_second, 1)?;
-        at_least("api.calls_at_once", self.calls_at_once, 1)?;
-        Ok(self)
+impl RawApi {
+    fn rate(self) -> Result<Rate, ConfigError> {
+        let in_the_long_run = self.calls_per_second;
+        Ok(Rate {
+            calls_per_second: at_least("api.calls_per_second", in_the_long_run, 1)?,
+            calls_at_once: at_least("api.calls_at_once", self.calls_at_once, 1)?,
+        })
+    }
+
+    fn connections(self) -> Result<Connections, ConfigError> {
+        let one = self.connections_per_address;
+        Ok(Connections {
+            all: at_least("api.connections", self.connections, 16)? as usize,
+            per_address: at_least("api.connections_per_address", one, 1)? as usize,
+        })
     }
 }
 

@@ -29,6 +29,7 @@ use crate::hosts::Hosts;
 use crate::lifecycle::driver::Driver;
 use crate::lifecycle::execute::{IsoUrl, World};
 use crate::lifecycle::order::Reach;
+use crate::listen::Bounds;
 use crate::netboot::Netboot;
 use crate::ownership::Ownership;
 use crate::replicas::{self, Replica};
@@ -45,8 +46,8 @@ use crate::{bmc, listen, netboot, systemd, tls, token};
 const RENEWAL: Duration = Duration::from_hours(24);
 /// Between removals of what has expired.
 const SWEEP: Duration = Duration::from_mins(1);
-/// Connections at once: one or two for each host of ten thousand.
-const CONNECTIONS: usize = 24_576;
+/// How long nothing of an answer may be taken.
+const STALL: Duration = Duration::from_secs(20);
 /// How long open calls have to end at a stop.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -77,8 +78,15 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     make_state_dir(dir)?;
     let _ours_alone = lock_state_dir(dir)?;
     // Before anything is done to any host: a start that fails must have done nothing.
-    let listener = listen_on(config.listen)?;
-    listen::raise_file_limit(CONNECTIONS + netboot::CONNECTIONS);
+    let at = config.listen;
+    let listening = || format!("listening on {at}; is another server running there?");
+    let listener = listen::listener(at).with_context(listening)?;
+    let fit = listen::raise_file_limit(config.connections.all + netboot::CONNECTIONS);
+    let bounds = Bounds {
+        connections: config.connections.all.min(fit),
+        per_address: config.connections.per_address,
+        stall: STALL,
+    };
     let (store, ownership) = open_store(&config).await?;
     let identity = tls::load_or_create(&dir.join("tls"), &config.names)?;
     let admin_sha256 = client_files(&config, &identity.ca_pem)?;
@@ -124,7 +132,7 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
         check_in_seconds: config.check_in_seconds,
         stop: stop.clone(),
     });
-    let served = serve_https(&config, listener, identity, app, stop.clone()).await;
+    let served = serve_https(&config, (listener, bounds), identity, app, stop.clone()).await;
     stop.cancel();
     if let Some(replicas) = replicas {
         replicas.await.context("leaving the other replicas")?;
@@ -225,13 +233,6 @@ pub(crate) fn lock_state_dir(dir: &Path) -> anyhow::Result<std::fs::File> {
         format!("another conductor is running on {dir}; stop it, or set another state_dir")
     })?;
     Ok(file)
-}
-
-fn listen_on(at: std::net::SocketAddr) -> anyhow::Result<std::net::TcpListener> {
-    let context = || format!("listening on {at}; is another server running there?");
-    let listener = std::net::TcpListener::bind(at).with_context(context)?;
-    listener.set_nonblocking(true).with_context(context)?;
-    Ok(listener)
 }
 
 /// The operators' token; made at the first start.
@@ -354,7 +355,7 @@ async fn sweep(documents: Documents, stop: CancellationToken) {
 
 async fn serve_https(
     config: &Config,
-    listener: std::net::TcpListener,
+    (listener, bounds): (std::net::TcpListener, Bounds),
     identity: tls::Identity,
     app: Arc<App>,
     stop: CancellationToken,
@@ -374,7 +375,7 @@ async fn serve_https(
     tracing::info!(listen = %config.listen, url = %config.url, "serving");
     let context = || format!("serving HTTPS on {}", config.listen);
     let door = axum_server::from_tcp_rustls(listener, tls).with_context(context)?;
-    let door = listen::bounded(door.map(Introduced), CONNECTIONS).handle(handle);
+    let door = listen::bounded(door.map(Introduced), bounds).handle(handle);
     let watchdog = tokio::spawn(systemd::watch());
     systemd::tell(&[NotifyState::Ready]);
     let served = door.serve(service).await;

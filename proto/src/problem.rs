@@ -125,6 +125,10 @@ codes! {
     PreconditionFailed = "precondition-failed", Operator;
     /// The idempotency key was used for another request.
     IdempotencyKeyReused = "idempotency-key-reused", Operator;
+    /// The request's body has more bytes than are taken.
+    BodyTooLong = "body-too-long", Operator;
+    /// The request's body did not arrive in time.
+    BodyTooSlow = "body-too-slow", Retry;
     /// More calls than are served.
     TooManyRequests = "too-many-requests", Retry;
     /// No or a wrong token.

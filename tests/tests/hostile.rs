@@ -33,10 +33,10 @@ const UNREAD: u64 = 16 << 20;
 const PATIENCE: Duration = Duration::from_secs(40);
 /// Machines that are deployed meanwhile.
 const HOSTS: u32 = 20;
-/// Connections that say nothing.
+/// Connections that say nothing; fewer where fewer files may be open.
 const IDLE: usize = 10_000;
-/// Memory that may be added.
-const GROWTH: u64 = 200 << 20;
+/// Memory that may be added: what ten thousand connections need, and little beside.
+const GROWTH: u64 = 320 << 20;
 /// What 99 of 100 answers to the person stay below.
 const P99: Duration = Duration::from_secs(2);
 
@@ -45,6 +45,8 @@ struct Target {
     at: SocketAddr,
     tls: TlsConnector,
     token: String,
+    /// Connections that are opened and say nothing.
+    idle: usize,
 }
 
 impl Target {
@@ -59,6 +61,7 @@ impl Target {
         Ok(Self {
             at: at.parse()?,
             tls: TlsConnector::from(Arc::new(config)),
+            idle: idle_connections()?,
             token: std::fs::read_to_string(state.join("admin.token"))?
                 .trim()
                 .to_owned(),
@@ -82,6 +85,18 @@ impl Target {
             "{call} HTTP/1.1\r\nhost: x\r\n{token}content-type: application/json\r\n{length}\r\n\r\n"
         )
     }
+}
+
+/// As many as the conductor takes, and room for the others.
+fn idle_connections() -> Result<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits")?;
+    let files = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))
+        .and_then(|line| line.split_whitespace().nth(1))
+        .context("reading how many files may be open")?;
+    let files: usize = files.parse().unwrap_or(usize::MAX);
+    Ok((files / 4 * 3).saturating_sub(2_500).clamp(100, IDLE))
 }
 
 /// What follows the first bytes.
@@ -283,7 +298,7 @@ fn attacks(target: &Target) -> Vec<Attack> {
 }
 
 fn slow(target: &Target) -> Vec<Attack> {
-    let hundred = "content-length: 100000";
+    let length = "content-length: 10000";
     let drops = |name, times, first: String, fine, within| Attack {
         name,
         times,
@@ -293,7 +308,7 @@ fn slow(target: &Target) -> Vec<Attack> {
         fine,
         within,
     };
-    let post = |path: &str, with_token| target.head(&format!("POST {path}"), with_token, hundred);
+    let post = |path: &str, with_token| target.head(&format!("POST {path}"), with_token, length);
     vec![
         drops(
             "heads by the drop",
@@ -333,7 +348,7 @@ fn slow(target: &Target) -> Vec<Attack> {
         drops(
             "bodies by the drop, of GET",
             50,
-            target.head("GET /v1/hosts", true, hundred),
+            target.head("GET /v1/hosts", true, length),
             &["200", "408"],
             36,
         ),
@@ -381,6 +396,11 @@ fn too_much(target: &Target) -> Vec<Attack> {
     let long = |head: String| head.into_bytes();
     let heads = [
         ("JSON of a million levels", deep(1_000_000), &["400"][..]),
+        (
+            "HTTP/2 without asking",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".repeat(9),
+            &["400", "closed"],
+        ),
         (
             "a head of 1 MiB",
             long(format!(
@@ -442,7 +462,7 @@ fn noise() -> Vec<Attack> {
 
 /// Connections that say nothing until they are closed; a few hundred are opened at a time.
 async fn idle(target: Arc<Target>) -> Report {
-    let opened = futures_util::stream::iter(0..IDLE).map(|_| target.connect());
+    let opened = futures_util::stream::iter(0..target.idle).map(|_| target.connect());
     let mut opened = opened.buffer_unordered(128);
     let mut waiting = tokio::task::JoinSet::new();
     while let Some(stream) = opened.next().await {

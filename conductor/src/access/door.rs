@@ -19,14 +19,12 @@ use super::caller::{CALL, Call, Caller, Grant, Person, Presented, Role};
 use super::peer::Peer;
 use super::registry::{FIRST_ADMIN, PREFIX};
 use super::table::{self, Line, Scope, Verdict, Who};
+use crate::api::arrival::{self, Bodies};
 use crate::api::body::unquoted;
 use crate::api::{ApiError, App};
 use crate::clock;
 use crate::hosts::Credential;
 use crate::token;
-
-/// Bytes of a body that is looked into for its project.
-const BODY: usize = 1 << 20;
 
 /// What the door decides with.
 #[derive(Debug, Clone)]
@@ -35,14 +33,18 @@ pub(crate) struct Door {
     pub(crate) app: Arc<App>,
     /// What each call needs.
     pub(crate) table: &'static [Line],
+    /// Room for bodies.
+    pub(crate) bodies: Bodies,
 }
 
+/// Seconds after which there may be room for a large body.
+const AGAIN: u32 = 5;
 /// Characters of a token: those of OIDC providers are long.
 const LONGEST: usize = 8192;
 
 /// Lets a request through with its [`Caller`], or answers it.
 pub(crate) async fn guard(State(door): State<Door>, request: Request, next: Next) -> Response {
-    let Door { app, table } = door;
+    let Door { app, table, bodies } = door;
     // What no route matches is for the fallback, which says just that.
     let Some(path) = request.extensions().get::<MatchedPath>().cloned() else {
         return next.run(request).await;
@@ -62,7 +64,7 @@ pub(crate) async fn guard(State(door): State<Door>, request: Request, next: Next
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>();
     let from = from.map_or_else(String::new, |ConnectInfo(peer)| peer.ip().to_string());
     let what = format!("{} {path}", request.method());
-    match admit(&app, who, request).await {
+    match admit(&app, &bodies, who, request).await {
         Ok((request, caller)) => {
             let call = Call { caller, from, what };
             CALL.scope(call, next.run(request)).await
@@ -84,27 +86,47 @@ async fn refuse(app: &App, path: &str, from: &str, problem: Problem) -> Response
             tracing::error!(%error, "refused calls are not in the audit log");
         }
     }
-    let unauthorized = problem.code == Code::Unauthorized;
+    let code = problem.code;
     let mut response = ApiError(problem).into_response();
-    if unauthorized {
-        let headers = response.headers_mut();
-        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    let headers = response.headers_mut();
+    match code {
+        Code::Unauthorized => {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        Code::TooManyRequests => {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(AGAIN));
+        }
+        _ => {}
     }
     response
 }
 
-/// Finds out who calls, and whether they may.
-async fn admit(app: &App, who: Who, mut request: Request) -> Result<(Request, Caller), Problem> {
+/// Finds out who calls, and whether they may; then the body is waited for.
+async fn admit(
+    app: &App,
+    bodies: &Bodies,
+    who: Who,
+    mut request: Request,
+) -> Result<(Request, Caller), Problem> {
     let caller = match who {
         Who::Anyone => Caller::Anyone,
         Who::Agent => Caller::Agent(host_of(app, request.headers(), Credential::AgentToken)?),
         Who::Daemon => Caller::Daemon(host_of(app, request.headers(), Credential::DaemonKey)?),
         Who::Person(role, scope) => {
             let person = Arc::new(person(app, request.headers(), request.extensions()).await?);
-            request = check(app, &person, role, scope, request).await?;
+            check(app, &person, role, scope, &mut request).await?;
             Caller::Person(person)
         }
     };
+    let most = match who {
+        Who::Anyone => arrival::STRANGER,
+        Who::Agent => arrival::POLL,
+        Who::Daemon | Who::Person(..) => arrival::CALL,
+    };
+    request = bodies.arrive(most, request).await?;
+    if let (Who::Person(role, scope), Caller::Person(person)) = (who, &caller) {
+        request = check_body(person, role, scope, request).await?;
+    }
     request.extensions_mut().insert(caller.clone());
     Ok((request, caller))
 }
@@ -114,13 +136,13 @@ async fn check(
     person: &Person,
     role: Role,
     scope: Scope,
-    mut request: Request,
-) -> Result<Request, Problem> {
+    request: &mut Request,
+) -> Result<(), Problem> {
     let fits = match scope {
         Scope::Any | Scope::Body => person.may_anywhere(role),
         Scope::Global => person.may_everywhere(role),
         Scope::Host | Scope::HostAndBody => {
-            let known = host_project(app, &mut request).await?;
+            let known = host_project(app, request).await?;
             match known {
                 Some((name, project)) if !person.may_in(Role::Viewer, &project) => {
                     return Err(not_there(&name));
@@ -131,14 +153,11 @@ async fn check(
             }
         }
     };
-    if !fits {
-        return Err(lacks(person, role));
+    if fits {
+        Ok(())
+    } else {
+        Err(lacks(person, role))
     }
-    let of_body = matches!(scope, Scope::Body | Scope::HostAndBody);
-    if of_body && !person.may_everywhere(role) {
-        return check_body(person, role, scope, request).await;
-    }
-    Ok(request)
 }
 
 /// As much of a body as says where the thing belongs. A name that is there twice is an error, so
@@ -160,15 +179,21 @@ fn said<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> 
     Ok(project.or_else(|| Some(DEFAULT_PROJECT.to_owned())))
 }
 
+/// Of who may not do it everywhere.
 async fn check_body(
     person: &Person,
     role: Role,
     scope: Scope,
     request: Request,
 ) -> Result<Request, Problem> {
+    let of_body = matches!(scope, Scope::Body | Scope::HostAndBody);
+    if !of_body || person.may_everywhere(role) {
+        return Ok(request);
+    }
     let invalid = |what: String| Problem::new(Code::RequestInvalid, what, "");
     let (parts, body) = request.into_parts();
-    let bytes = to_bytes(body, BODY)
+    // It is in memory already.
+    let bytes = to_bytes(body, usize::MAX)
         .await
         .map_err(|error| invalid(format!("the body cannot be read: {error}")))?;
     let named: Named = serde_json::from_slice(&bytes).map_err(|error| {

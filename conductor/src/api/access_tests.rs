@@ -14,6 +14,7 @@ use axum::routing::{MethodFilter, on};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
+use super::arrival::Bodies;
 use super::tests::{ADMIN, Conductor, MAC};
 use super::{App, router};
 use crate::access::caller::Role;
@@ -138,7 +139,14 @@ fn stub(app: Arc<App>, table: &'static [Line], line: Line) -> Router {
     let filter = MethodFilter::try_from(method).unwrap();
     Router::new()
         .route(line.path, on(filter, || async { StatusCode::IM_A_TEAPOT }))
-        .layer(middleware::from_fn_with_state(Door { app, table }, guard))
+        .layer(middleware::from_fn_with_state(
+            Door {
+                app,
+                table,
+                bodies: Bodies::default(),
+            },
+            guard,
+        ))
 }
 
 async fn new_token(

@@ -36,7 +36,7 @@ impl Served {
         let url = format!("https://{}", listener.local_addr().unwrap());
         let config = RustlsConfig::from_config(identity.server);
         let door = axum_server::from_tcp_rustls(listener, config).unwrap();
-        let door = listen::bounded(door.map(Introduced), 16);
+        let door = listen::bounded(door.map(Introduced), listen::Bounds::of(16));
         let app = router(Arc::clone(&conductor.app));
         let service = app.into_make_service_with_connect_info::<std::net::SocketAddr>();
         let serving = tokio::spawn(door.serve(service));

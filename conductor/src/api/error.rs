@@ -68,6 +68,8 @@ pub(crate) const fn status_of(code: Code) -> StatusCode {
         Code::RequestInvalid | Code::IdempotencyKeyReused | Code::ImageInvalid => {
             StatusCode::UNPROCESSABLE_ENTITY
         }
+        Code::BodyTooLong => StatusCode::PAYLOAD_TOO_LARGE,
+        Code::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
         Code::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
         Code::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,

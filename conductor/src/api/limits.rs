@@ -12,7 +12,6 @@ use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use ferrite_proto::problem::{Code, Problem};
-use serde::Deserialize;
 use tokio::time::{Duration, Instant};
 
 use super::ApiError;
@@ -22,8 +21,7 @@ use crate::token;
 const CALLERS: usize = 65_536;
 
 /// How often one may call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rate {
     /// In the long run.
     pub(crate) calls_per_second: u32,

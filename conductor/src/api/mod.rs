@@ -5,6 +5,7 @@ pub(crate) mod access;
 #[cfg(test)]
 mod access_tests;
 pub(crate) mod agent;
+pub(crate) mod arrival;
 pub(crate) mod body;
 pub(crate) mod catalog;
 #[cfg(test)]
@@ -31,11 +32,10 @@ mod tests;
 pub(crate) mod watch;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderValue, StatusCode};
-use axum::middleware::{self, Next};
+use axum::middleware;
 use axum::response::Response;
 use axum::routing::{delete, get, post, put};
 use axum::{Extension, Json, Router};
@@ -43,6 +43,7 @@ use ferrite_proto::agent_api;
 use ferrite_proto::catalog::{Cluster, Image, Profile};
 use ferrite_proto::problem::{Code, Problem};
 
+use self::arrival::Bodies;
 pub(crate) use self::body::{Body, Query};
 pub(crate) use self::error::ApiError;
 use self::idempotency::Keys;
@@ -65,11 +66,8 @@ use crate::tls::Authority;
 const BODY: usize = 1 << 20;
 /// Bytes of a poll's body: it may carry an inventory.
 const POLL_BODY: usize = 4 << 20;
-
 /// Bytes of a body whose sender is not known before it was read: a hello, an enrolment.
 const STRANGERS_BODY: usize = 64 << 10;
-/// How long such a body may take to arrive.
-const STRANGERS_TIME: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
 /// What handlers work with.
 #[derive(Debug)]
@@ -136,8 +134,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     let strangers = Router::new()
         .route(agent_api::HELLO, post(agent::hello))
         .route(agent_api::ENROLL, post(daemon::enroll))
-        .layer(DefaultBodyLimit::max(STRANGERS_BODY))
-        .layer(middleware::from_fn(in_good_time));
+        .layer(DefaultBodyLimit::max(STRANGERS_BODY));
     operator
         .merge(documents::<Image>("/v1/images"))
         .merge(documents::<Profile>("/v1/profiles"))
@@ -156,6 +153,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             Door {
                 app: Arc::clone(&app),
                 table: TABLE,
+                bodies: Bodies::default(),
             },
             door::guard,
         ))
@@ -223,15 +221,6 @@ fn documents<R: Resource>(path: &str) -> Router<Arc<App>> {
                 .patch(resources::patch::<R>)
                 .delete(resources::delete::<R>),
         )
-}
-
-/// A stranger that sends its body by the drop does not hold a connection for long.
-async fn in_good_time(request: Request, next: Next) -> Response {
-    let answer = tokio::time::timeout(STRANGERS_TIME, next.run(request)).await;
-    answer.unwrap_or_else(|_| {
-        let problem = Problem::new(Code::RequestInvalid, "the call took too long", "call again");
-        ApiError(problem).with(StatusCode::REQUEST_TIMEOUT)
-    })
 }
 
 async fn nothing_here() -> Response {

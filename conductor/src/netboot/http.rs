@@ -26,10 +26,12 @@ use super::artifacts::{Artifact, Artifacts};
 use super::leases::Leases;
 use super::{BootAnswer, BootDirectory, Flavour, NetbootEvent, Requester};
 use super::{dhcp, ipxe, iso, tftp};
-use crate::listen;
+use crate::listen::{self, Bounds};
 
 /// Connections at once: a rack of machines that boot together, a few each, and their BMCs.
 pub(crate) const CONNECTIONS: usize = 1024;
+/// How long nothing of an answer may be taken: a BMC reads an ISO when its machine does.
+const STALL: Duration = Duration::from_mins(15);
 
 /// How long a transfer may go on after we were told to stop.
 const LAST_MOMENT: Duration = Duration::from_secs(2);
@@ -69,7 +71,12 @@ impl Http {
 pub(super) async fn run(http: Arc<Http>, listener: TcpListener, stop: CancellationToken) {
     let service = router(http).into_make_service_with_connect_info::<SocketAddr>();
     let handle = axum_server::Handle::new();
-    let door = listen::bounded(Server::from_listener(listener), CONNECTIONS);
+    let bounds = Bounds {
+        connections: CONNECTIONS,
+        per_address: CONNECTIONS,
+        stall: STALL,
+    };
+    let door = listen::bounded(Server::from_listener(listener), bounds);
     let served = door.handle(handle.clone()).serve(service);
     let stopping = async {
         stop.cancelled().await;

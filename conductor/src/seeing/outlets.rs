@@ -23,13 +23,15 @@ use crate::access::caller::Visible;
 use crate::clock;
 use crate::hosts::Hosts;
 use crate::lifecycle::record::Limits;
-use crate::listen;
+use crate::listen::{self, Bounds};
 use crate::store::{Document, Expect};
 
 /// Kind of the documents in which cursors are kept.
 const CURSOR: &str = "WebhookCursor";
 /// Connections to the figures.
 const CONNECTIONS: usize = 64;
+/// How long nothing of an answer may be taken.
+const STALL: Duration = Duration::from_secs(30);
 
 /// Starts all of it; it ends after `stop`. What cannot be started says so now.
 pub(crate) fn start(
@@ -75,7 +77,14 @@ async fn serve_figures(listener: std::net::TcpListener, served: Served, stop: Ca
         .route("/metrics", get(figures))
         .with_state(Arc::new(served));
     let bounded = match axum_server::from_tcp(listener) {
-        Ok(open) => listen::bounded(open, CONNECTIONS),
+        Ok(open) => listen::bounded(
+            open,
+            Bounds {
+                connections: CONNECTIONS,
+                per_address: CONNECTIONS,
+                stall: STALL,
+            },
+        ),
         Err(error) => return tracing::error!(%error, "metrics are not served"),
     };
     tokio::select! {

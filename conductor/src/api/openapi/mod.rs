@@ -215,7 +215,7 @@ impl Call<'_> {
             .map(|kind| ((*kind).to_owned(), json!({"schema": schema})));
         let content: Map<String, Value> = contents.collect();
         self.operation()["requestBody"] = json!({"required": true, "content": content});
-        for status in [400, 413, 415, 422] {
+        for status in [400, 408, 413, 415, 422] {
             self.refuses(status);
         }
         self
