@@ -1,7 +1,9 @@
 //! Named points at which a test kills the conductor.
 //!
-//! In a debug build `FERRITE_CRASH_AT=NAME[:NTH]` ends the process there as SIGKILL does; in the
-//! simulation nothing that follows the point gets out any more. A release build has no points.
+//! In a debug build `FERRITE_CRASH_AT=NAME[:NTH]` ends the process there as SIGKILL does, and
+//! `FERRITE_CRASH_TRACE=FILE` has every name there is (`known NAME`) and every pass (`passed NAME`)
+//! added to a file; in the simulation nothing that follows the point gets out any more. A release
+//! build has no points.
 
 use ferrite_proto::agent_api::Report;
 use ferrite_proto::host::HostState;
@@ -37,7 +39,7 @@ macro_rules! works {
         }
 
         /// Every point.
-        #[cfg(test)]
+        #[cfg(any(test, debug_assertions))]
         pub(crate) const POINTS: &[(Work, Moment)] = &[$($((Work::$name, Moment::$moment),)*)*];
     };
 }
@@ -109,6 +111,22 @@ works! {
     Unrescue = "unrescue" [Before, After],
     Abort = "abort" [Before, After],
     Approve = "approve" [Before, After],
+    Commit = "commit" [Before, After],
+    MakeKey = "make-key" [Before, After],
+    MakeCa = "make-ca" [Before, Acted, After],
+    MakeCertificate = "make-certificate" [Before, Acted, After],
+    MakeAdminToken = "make-admin-token" [Before, After],
+    CreateToken = "create-token" [Before, After],
+    RevokeToken = "revoke-token" [Before, After],
+    IssueCertificate = "issue-certificate" [Before, After],
+    RevokeCertificate = "revoke-certificate" [Before, After],
+    Grant = "grant" [Before, After],
+    Withdraw = "withdraw" [Before, After],
+    PutResource = "put-resource" [Before, After],
+    DropResource = "drop-resource" [Before, After],
+    KeepAnswer = "keep-answer" [Before, After],
+    Sighting = "sighting" [Before, After],
+    Deliver = "deliver" [Before, Acted, After],
 }
 
 impl From<Action> for Work {
@@ -209,27 +227,64 @@ pub(crate) fn name(work: Work, moment: Moment) -> String {
 /// A debug build is killed where the environment says.
 #[cfg(all(debug_assertions, not(test)))]
 mod armed {
+    use std::fs::{File, OpenOptions};
+    use std::io::{self, Write};
+    use std::path::Path;
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use nix::sys::signal::{Signal, raise};
 
-    use super::{Moment, Work, name};
+    use super::{Moment, POINTS, Work, name};
 
-    static ARMED: OnceLock<Option<(String, AtomicU32)>> = OnceLock::new();
+    static WANTED: OnceLock<Option<(String, AtomicU32)>> = OnceLock::new();
+    static TRACE: OnceLock<Option<File>> = OnceLock::new();
 
     /// A point that the conductor may be killed at.
     pub(crate) fn point(work: Work, moment: Moment) {
-        let armed = ARMED.get_or_init(|| {
-            let wanted = std::env::var("FERRITE_CRASH_AT").ok()?;
-            let (name, nth) = wanted.split_once(':').unwrap_or((&wanted, "1"));
-            Some((name.to_owned(), AtomicU32::new(nth.parse().unwrap_or(1))))
-        });
-        let Some((wanted, left)) = armed else { return };
+        if let Some(file) = TRACE.get_or_init(trace) {
+            note(file, &format!("passed {}\n", name(work, moment)));
+        }
+        let Some((wanted, left)) = WANTED.get_or_init(wanted) else {
+            return;
+        };
         if *wanted == name(work, moment) && left.fetch_sub(1, Ordering::SeqCst) == 1 {
             tracing::warn!(point = wanted, "killed, as the environment says");
             let killed = raise(Signal::SIGKILL);
             tracing::error!(?killed, "still alive");
+        }
+    }
+
+    fn wanted() -> Option<(String, AtomicU32)> {
+        let wanted = std::env::var("FERRITE_CRASH_AT").ok()?;
+        let (name, nth) = wanted.split_once(':').unwrap_or((&wanted, "1"));
+        Some((name.to_owned(), AtomicU32::new(nth.parse().unwrap_or(1))))
+    }
+
+    /// The file that passes are added to; it begins with all that there are.
+    fn trace() -> Option<File> {
+        let path = std::env::var_os("FERRITE_CRASH_TRACE")?;
+        match open(Path::new(&path)) {
+            Ok(file) => Some(file),
+            Err(error) => {
+                tracing::error!(%error, "the points that are passed are not traced");
+                None
+            }
+        }
+    }
+
+    fn open(path: &Path) -> io::Result<File> {
+        let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+        for (work, moment) in POINTS {
+            writeln!(file, "known {}", name(*work, *moment))?;
+        }
+        Ok(file)
+    }
+
+    /// One call for one line: threads do not mix theirs.
+    fn note(mut file: &File, line: &str) {
+        if let Err(error) = file.write_all(line.as_bytes()) {
+            tracing::error!(%error, "a point that was passed is not traced");
         }
     }
 }

@@ -10,6 +10,7 @@ use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 
 use crate::config::KeySource;
+use crate::crash::{self, Moment, Work};
 use crate::token;
 
 const NONCE: usize = 24;
@@ -83,7 +84,9 @@ impl Sealer {
             Ok(key) => key,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let key: [u8; 32] = rand::random();
+                crash::point(Work::MakeKey, Moment::Before);
                 token::write_private(path, &key).map_err(file("write"))?;
+                crash::point(Work::MakeKey, Moment::After);
                 key.to_vec()
             }
             Err(error) => return Err(file("read")(error)),

@@ -24,6 +24,7 @@ use crate::api::limits::{self, Limiter};
 use crate::api::{self, App};
 use crate::boots::{Boots, Sighting};
 use crate::config::{Config, LogConfig, LogFormat, StoreConfig};
+use crate::crash::{self, Moment, Work};
 use crate::documents::Documents;
 use crate::hosts::Hosts;
 use crate::lifecycle::driver::Driver;
@@ -241,8 +242,11 @@ fn admin_token(path: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     let line = format!("{PREFIX}{FIRST_ADMIN}_{}\n", token::random().expose());
+    crash::point(Work::MakeAdminToken, Moment::Before);
     token::write_private(path, line.as_bytes())
-        .with_context(|| format!("writing {}", path.display()))
+        .with_context(|| format!("writing {}", path.display()))?;
+    crash::point(Work::MakeAdminToken, Moment::After);
+    Ok(())
 }
 
 /// Token, CA and `client.toml` for people; made at the first start. Gives the token's digest.
@@ -327,9 +331,12 @@ async fn note_sightings(
         };
         let noted = hosts.update(&host, &Actor::Conductor, |change| {
             change.boot_seen(at, &what);
+            crash::point(Work::Sighting, Moment::Before);
             Ok(())
         });
-        match noted.await {
+        let noted = noted.await;
+        crash::point(Work::Sighting, Moment::After);
+        match noted {
             Ok(_) => tracing::debug!(%host, what, "seen"),
             Err(problem) if problem.code == Code::HostNotFound => {}
             Err(problem) => tracing::warn!(%host, %problem, "what was seen is not noted"),

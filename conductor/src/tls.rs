@@ -27,6 +27,8 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use sha2::{Digest, Sha256};
 
+use crate::crash::{self, Moment, Work};
+
 const CA_DAYS: i64 = 3652;
 const SERVER_DAYS: i64 = 365;
 /// A certificate that ends sooner than this is issued anew at start.
@@ -240,7 +242,9 @@ impl Ca {
             }
             (None, false) => {
                 let key = KeyPair::generate().map_err(TlsError::Issue)?;
+                crash::point(Work::MakeCa, Moment::Before);
                 write(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
+                crash::point(Work::MakeCa, Moment::Acted);
                 key
             }
         };
@@ -250,6 +254,7 @@ impl Ca {
         } else {
             let made = ca_params()?.self_signed(&key).map_err(TlsError::Issue)?;
             write(&pem_path, made.pem().as_bytes(), 0o644)?;
+            crash::point(Work::MakeCa, Moment::After);
             made.pem()
         };
         let certificate =
@@ -303,8 +308,11 @@ impl Ca {
         let leaf = params.signed_by(&key, &issuer).map_err(TlsError::Issue)?;
         // The key first: a certificate is only ever found beside the key it belongs to, or
         // beside a newer one, which `read_server` notices.
+        crash::point(Work::MakeCertificate, Moment::Before);
         write(key_path, key.serialize_pem().as_bytes(), 0o600)?;
+        crash::point(Work::MakeCertificate, Moment::Acted);
         write(pem_path, leaf.pem().as_bytes(), 0o644)?;
+        crash::point(Work::MakeCertificate, Moment::After);
         tracing::info!(?names, days = SERVER_DAYS, "server certificate issued");
         let key = PrivateKeyDer::try_from(key.serialize_der())
             .expect("what rcgen has just written is PKCS #8");

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::caller::{Person, actor};
 use super::jwt::User;
 use crate::clock;
+use crate::crash::{self, Moment, Work};
 use crate::documents::Documents;
 use crate::store::{AuditEntry, Document, Expect};
 use crate::token;
@@ -116,7 +117,9 @@ impl Registry {
         document.secret = Some(json!({"sha256": token::sha256(&secret)}));
         let detail = json!({"grants": shown.grants, "expires": expires});
         let audit = vec![entry("create", TOKEN, &shown.name, detail)];
+        crash::point(Work::CreateToken, Moment::Before);
         self.documents.put(document, Expect::Absent, audit).await?;
+        crash::point(Work::CreateToken, Moment::After);
         Ok(CreatedToken {
             token: shown,
             secret: Secret::new(secret),
@@ -130,7 +133,10 @@ impl Registry {
 
     /// Revokes a token, at once.
     pub(crate) async fn revoke_token(&self, name: &str) -> Result<(), Problem> {
-        self.remove(TOKEN, name).await
+        crash::point(Work::RevokeToken, Moment::Before);
+        self.remove(TOKEN, name).await?;
+        crash::point(Work::RevokeToken, Moment::After);
+        Ok(())
     }
 
     /// Notes a certificate that was issued.
@@ -146,8 +152,10 @@ impl Registry {
             "expires": issued.expires,
         });
         let audit = vec![entry("create", CERTIFICATE, &issued.name, detail)];
-        let put = self.documents.put(document, Expect::Absent, audit);
-        put.await.map(drop)
+        crash::point(Work::IssueCertificate, Moment::Before);
+        self.documents.put(document, Expect::Absent, audit).await?;
+        crash::point(Work::IssueCertificate, Moment::After);
+        Ok(())
     }
 
     /// All client certificates that hold.
@@ -157,7 +165,10 @@ impl Registry {
 
     /// Revokes a certificate, at once.
     pub(crate) async fn revoke_certificate(&self, name: &str) -> Result<(), Problem> {
-        self.remove(CERTIFICATE, name).await
+        crash::point(Work::RevokeCertificate, Moment::Before);
+        self.remove(CERTIFICATE, name).await?;
+        crash::point(Work::RevokeCertificate, Moment::After);
+        Ok(())
     }
 
     /// All bindings.
@@ -176,15 +187,20 @@ impl Registry {
         let detail = json!({"grants": binding.grants});
         let document = Document::new(BINDING, subject, clock::now(), to_body(&binding)?);
         let audit = vec![entry("grant", BINDING, subject, detail)];
+        crash::point(Work::Grant, Moment::Before);
         self.documents
             .put(document, Expect::Anything, audit)
             .await?;
+        crash::point(Work::Grant, Moment::After);
         Ok(binding)
     }
 
     /// Takes everything from a subject.
     pub(crate) async fn unbind(&self, subject: &str) -> Result<(), Problem> {
-        self.remove(BINDING, subject).await
+        crash::point(Work::Withdraw, Moment::Before);
+        self.remove(BINDING, subject).await?;
+        crash::point(Work::Withdraw, Moment::After);
+        Ok(())
     }
 
     fn all<T: serde::de::DeserializeOwned>(&self, kind: &str) -> Result<Vec<T>, Problem> {

@@ -25,6 +25,7 @@ use sha2::{Digest, Sha256};
 use super::{ApiError, App};
 use crate::access::caller::actor;
 use crate::clock;
+use crate::crash::{self, Moment, Work};
 use crate::store::{Document, Expect};
 
 const HEADER: &str = "idempotency-key";
@@ -203,7 +204,10 @@ async fn keep(
     };
     let documents = keys.app.hosts.documents();
     let kept = documents.put(document, Expect::Absent, Vec::new());
-    if let Err(problem) = kept.await {
+    crash::point(Work::KeepAnswer, Moment::Before);
+    let kept = kept.await;
+    crash::point(Work::KeepAnswer, Moment::After);
+    if let Err(problem) = kept {
         // It is done all the same: whoever asked must hear so.
         tracing::error!(%problem, "an answer with an Idempotency-Key is not kept");
     }

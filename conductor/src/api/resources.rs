@@ -27,6 +27,7 @@ use super::preconditions::{Preconditions, etag};
 use super::watch::{self, Shown, Source, Watchers};
 use crate::access::caller::{Visible, actor};
 use crate::clock;
+use crate::crash::{self, Moment, Work};
 use crate::lifecycle::intent::check_metadata;
 use crate::store::{AuditEntry, Document, Expect};
 
@@ -220,9 +221,11 @@ pub(crate) async fn delete<R: Resource>(
         let entry = audit::<R>("remove", &name);
         let expect = Expect::Revision(before.revision);
         let documents = app.hosts.documents();
+        crash::point(Work::DropResource, Moment::Before);
         documents
             .remove(R::KIND, &name, expect, vec![entry])
             .await?;
+        crash::point(Work::DropResource, Moment::After);
     }
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -320,7 +323,9 @@ async fn write<R: Resource>(
     }
     let action = if is_new { "create" } else { "change" };
     let entry = audit::<R>(action, &document.name);
+    crash::point(Work::PutResource, Moment::Before);
     document.revision = documents.put(document.clone(), expect, vec![entry]).await?;
+    crash::point(Work::PutResource, Moment::After);
     let status = if is_new {
         StatusCode::CREATED
     } else {

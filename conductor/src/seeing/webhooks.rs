@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Seeing;
 use super::config::{self, FileError, WebhookConfig};
+use crate::crash::{self, Moment, Work};
 use crate::{clock, token};
 
 /// Lines that are read at once.
@@ -311,6 +312,7 @@ impl Webhook {
             None => return Ok(false),
         };
         self.renewed = Some(asked);
+        crash::point(Work::Deliver, Moment::After);
         Ok(true)
     }
 
@@ -386,12 +388,14 @@ impl Webhook {
             self.seeing
                 .metrics
                 .webhook_waits(&self.config.name, waiting);
+            crash::point(Work::Deliver, Moment::Before);
             let sent = tokio::select! {
                 sent = self.send(line.id, &body) => sent,
                 () = stop.cancelled() => return Delivery::Stopped,
             };
             let why = match sent {
                 Ok(status) if status.is_success() => {
+                    crash::point(Work::Deliver, Moment::Acted);
                     self.seeing.metrics.webhook(&self.config.name, "taken");
                     return Delivery::Taken;
                 }

@@ -19,6 +19,7 @@ use super::{
     AuditHead, AuditLine, Contact, Document, LogLine, News, Outcomes, Revision, Store, StoreError,
     StoreFuture, Write, rows, upgrade,
 };
+use crate::crash::{self, Moment, Work};
 use crate::seal::Sealer;
 
 /// Connections to a server: one writes, the others read.
@@ -80,7 +81,9 @@ impl Database {
         let session = self.pool.begin().await?;
         let mut batch = Batch::begin(session, &self.sealer, writes).await?;
         let outcomes = batch.write_all(writes).await?;
+        crash::point(Work::Commit, Moment::Before);
         batch.commit().await?;
+        crash::point(Work::Commit, Moment::After);
         Ok(outcomes)
     }
 

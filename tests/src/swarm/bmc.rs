@@ -12,7 +12,7 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use super::Shared;
-use super::machine::Machine;
+use super::machine::{Machine, Source};
 
 /// Account of every BMC.
 pub const USER: &str = "admin";
@@ -36,6 +36,16 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route(
             "/redfish/v1/Systems/{number}/Actions/ComputerSystem.Reset",
             post(reset),
+        )
+        .route("/redfish/v1/Systems/{number}/VirtualMedia", get(drives))
+        .route("/redfish/v1/Systems/{number}/VirtualMedia/Cd", get(drive))
+        .route(
+            "/redfish/v1/Systems/{number}/VirtualMedia/Cd/Actions/VirtualMedia.InsertMedia",
+            post(insert),
+        )
+        .route(
+            "/redfish/v1/Systems/{number}/VirtualMedia/Cd/Actions/VirtualMedia.EjectMedia",
+            post(eject),
         )
         .with_state(shared)
 }
@@ -80,7 +90,12 @@ async fn system(State(shared): All, Path(number): Path<String>) -> Response {
 
 fn document(machine: &Machine) -> Value {
     let path = format!("/redfish/v1/Systems/{}", machine.number);
-    let once = machine.boots_network_once();
+    let once = machine.boots_once();
+    let target = match once {
+        Some(Source::Network) => "Pxe",
+        Some(Source::Cd) => "Cd",
+        None => "None",
+    };
     json!({
         "@odata.id": path,
         "Id": machine.number.to_string(),
@@ -91,8 +106,8 @@ fn document(machine: &Machine) -> Value {
         "BiosVersion": "1.0",
         "PowerState": if machine.is_on() { "On" } else { "Off" },
         "Boot": {
-            "BootSourceOverrideEnabled": if once { "Once" } else { "Disabled" },
-            "BootSourceOverrideTarget": if once { "Pxe" } else { "None" },
+            "BootSourceOverrideEnabled": if once.is_some() { "Once" } else { "Disabled" },
+            "BootSourceOverrideTarget": target,
             "BootSourceOverrideMode": "UEFI",
             "BootSourceOverrideTarget@Redfish.AllowableValues": ["None", "Pxe", "Cd", "Hdd"],
         },
@@ -100,8 +115,67 @@ fn document(machine: &Machine) -> Value {
             "target": format!("{path}/Actions/ComputerSystem.Reset"),
             "ResetType@Redfish.AllowableValues": ["On", "ForceOff", "ForceRestart"],
         }},
+        "VirtualMedia": {"@odata.id": format!("{path}/VirtualMedia")},
         "Status": {"State": "Enabled", "Health": "OK"},
     })
+}
+
+async fn drives(State(shared): All, Path(number): Path<String>) -> Response {
+    match machine(&shared, &number) {
+        Ok(_) => {
+            let drive = format!("/redfish/v1/Systems/{number}/VirtualMedia/Cd");
+            Json(json!({"Members": [{"@odata.id": drive}]})).into_response()
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn drive(State(shared): All, Path(number): Path<String>) -> Response {
+    let machine = match machine(&shared, &number) {
+        Ok(machine) => machine,
+        Err(refusal) => return refusal.into_response(),
+    };
+    let path = format!("/redfish/v1/Systems/{number}/VirtualMedia/Cd");
+    let actions = format!("{path}/Actions/VirtualMedia");
+    let medium = machine.medium();
+    Json(json!({
+        "@odata.id": path,
+        "Id": "Cd",
+        "MediaTypes": ["CD", "DVD"],
+        "ConnectedVia": if medium.is_some() { "URI" } else { "NotConnected" },
+        "Inserted": medium.is_some(),
+        "Image": medium,
+        "Actions": {
+            "#VirtualMedia.InsertMedia": {"target": format!("{actions}.InsertMedia")},
+            "#VirtualMedia.EjectMedia": {"target": format!("{actions}.EjectMedia")},
+        },
+    }))
+    .into_response()
+}
+
+async fn insert(
+    State(shared): All,
+    Path(number): Path<String>,
+    Json(body): Json<Value>,
+) -> Response {
+    let Some(image) = body["Image"].as_str() else {
+        return StatusCode::BAD_REQUEST.into_response();
+    };
+    load(&shared, &number, Some(image.to_owned()))
+}
+
+async fn eject(State(shared): All, Path(number): Path<String>) -> Response {
+    load(&shared, &number, None)
+}
+
+fn load(shared: &Shared, number: &str, medium: Option<String>) -> Response {
+    match machine(shared, number) {
+        Ok(machine) => {
+            machine.load(medium);
+            StatusCode::NO_CONTENT.into_response()
+        }
+        Err(refusal) => refusal.into_response(),
+    }
 }
 
 async fn configure(
@@ -118,8 +192,9 @@ async fn configure(
         boot["BootSourceOverrideEnabled"].as_str(),
         boot["BootSourceOverrideTarget"].as_str(),
     ) {
-        (Some("Disabled"), _) | (_, Some("None")) => machine.boot_network_once(false),
-        (_, Some("Pxe")) => machine.boot_network_once(true),
+        (Some("Disabled"), _) | (_, Some("None")) => machine.boot_once(None),
+        (_, Some("Pxe")) => machine.boot_once(Some(Source::Network)),
+        (_, Some("Cd")) => machine.boot_once(Some(Source::Cd)),
         _ => return StatusCode::BAD_REQUEST.into_response(),
     }
     StatusCode::NO_CONTENT.into_response()
@@ -136,7 +211,7 @@ async fn reset(
     };
     match body["ResetType"].as_str() {
         Some("On") => machine.power_on(),
-        Some("ForceOff") => machine.power_off(),
+        Some("ForceOff") => machine.switch_off(),
         Some("ForceRestart") => machine.restart(),
         _ => return StatusCode::BAD_REQUEST.into_response(),
     }

@@ -10,6 +10,7 @@ use ferrite_proto::agent_api::{DaemonConfig, Identity};
 use ferrite_proto::boot::BootParameters;
 use ferrite_proto::image::ImageRef;
 use ferrite_proto::mac::Mac;
+use ferrite_proto::problem::Code;
 use ferrite_proto::secret::Secret;
 use tokio::sync::watch;
 
@@ -48,10 +49,22 @@ struct Supply {
 
 #[derive(Debug, Default)]
 struct Inside {
-    network_once: bool,
+    once: Option<Source>,
+    medium: Option<String>,
+    fails_next: Option<Code>,
+    next_write: Option<Duration>,
     disk: Disk,
     deeds: Deeds,
     daemon_key: Option<Secret<String>>,
+}
+
+/// What firmware boots from, beside the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// By PXE.
+    Network,
+    /// The BMC's virtual drive.
+    Cd,
 }
 
 /// What lies on the disk.
@@ -70,6 +83,8 @@ pub struct Deeds {
     pub orders: Vec<u64>,
     /// How often the power came on, and firmware ran.
     pub firmware_boots: u32,
+    /// How often a BMC took the power away.
+    pub power_offs: u32,
     /// Agents that were let in.
     pub hellos: u32,
     /// Times that the disk was erased.
@@ -184,6 +199,14 @@ impl Machine {
         self.switch(|supply| supply.on, false);
     }
 
+    /// The same, by its BMC.
+    pub(super) fn switch_off(&self) {
+        if self.is_on() {
+            self.note(|deeds| deeds.power_offs += 1);
+        }
+        self.power_off();
+    }
+
     pub(super) fn restart(&self) {
         self.switch(|_| true, true);
     }
@@ -199,12 +222,39 @@ impl Machine {
         });
     }
 
-    pub(super) fn boots_network_once(&self) -> bool {
-        self.inside().network_once
+    pub(super) fn boots_once(&self) -> Option<Source> {
+        self.inside().once
     }
 
-    pub(super) fn boot_network_once(&self, wanted: bool) {
-        self.inside().network_once = wanted;
+    pub(super) fn boot_once(&self, source: Option<Source>) {
+        self.inside().once = source;
+    }
+
+    /// What is in the virtual drive.
+    pub(super) fn medium(&self) -> Option<String> {
+        self.inside().medium.clone()
+    }
+
+    pub(super) fn load(&self, medium: Option<String>) {
+        self.inside().medium = medium;
+    }
+
+    /// Has the next step fail.
+    pub fn fail_next(&self, code: Code) {
+        self.inside().fails_next = Some(code);
+    }
+
+    pub(super) fn fails_now(&self) -> Option<Code> {
+        self.inside().fails_next.take()
+    }
+
+    /// How long the next image takes, whatever the pace is.
+    pub fn write_next_in(&self, took: Duration) {
+        self.inside().next_write = Some(took);
+    }
+
+    pub(super) fn next_write(&self) -> Option<Duration> {
+        self.inside().next_write.take()
     }
 
     /// Lives for as long as the swarm does.
@@ -231,11 +281,15 @@ impl Machine {
         self.note(|deeds| deeds.firmware_boots += 1);
         tokio::time::sleep(shared.settings.pace.post).await;
         loop {
-            let network = std::mem::take(&mut self.inside().network_once);
-            if !network && self.disk().image.is_some() {
+            let once = self.inside().once.take();
+            if once.is_none() && self.disk().image.is_some() {
                 return self.os(shared).await;
             }
-            match self.boot_words(shared).await {
+            let found = match once {
+                Some(Source::Cd) => self.words_of_medium(shared).await,
+                Some(Source::Network) | None => self.boot_words(shared).await,
+            };
+            match found {
                 Script::Ramdisk(words) => return self.ramdisk(shared, &words).await,
                 Script::OwnDisk if self.disk().image.is_some() => return self.os(shared).await,
                 Script::OwnDisk | Script::Unknown => {}
@@ -262,6 +316,25 @@ impl Machine {
             }
         }
         Script::Unknown
+    }
+
+    /// What the ISO in the virtual drive says.
+    async fn words_of_medium(&self, shared: &Shared) -> Script {
+        let Some(url) = self.medium() else {
+            return Script::Unknown;
+        };
+        let answer = match shared.firmware.get(url).send().await {
+            Ok(answer) => answer.bytes().await,
+            Err(error) => Err(error),
+        };
+        let Ok(iso) = answer else {
+            return Script::Unknown;
+        };
+        let config = iso.get(super::served::ISO_CONFIG_AT..).unwrap_or_default();
+        match BootParameters::parse(&String::from_utf8_lossy(config)) {
+            Ok(words) => Script::Ramdisk(Box::new(words)),
+            Err(_) => Script::Unknown,
+        }
     }
 
     async fn ramdisk(&self, shared: &Shared, words: &BootParameters) {

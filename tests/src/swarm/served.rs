@@ -15,6 +15,9 @@ use sha2::{Digest, Sha256};
 
 use super::Operator;
 
+/// Where in an ISO the boot parameters are, to its end.
+pub(super) const ISO_CONFIG_AT: usize = 4096;
+
 /// A conductor.
 #[derive(Debug)]
 pub struct Served {
@@ -79,6 +82,11 @@ impl Served {
 
     /// Starts it (again). It does not answer yet.
     pub fn launch(&self) -> Result<()> {
+        self.launch_with(&[])
+    }
+
+    /// The same with variables of the environment.
+    pub fn launch_with(&self, environment: &[(&str, &str)]) -> Result<()> {
         let log = OpenOptions::new()
             .create(true)
             .append(true)
@@ -86,7 +94,7 @@ impl Served {
         let child = Command::new(&self.binary)
             .args(["serve", "--config"])
             .arg(self.config())
-            .envs(std::env::vars_os().filter(|(name, _)| name == "FERRITE_FAILPOINTS"))
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -202,7 +210,10 @@ fn boot_files(dir: &Path) -> Result<()> {
         fs::write(dir.join(name), name)?;
     }
     let file = |name: &str| -> Result<serde_json::Value> {
-        let bytes = name.repeat(64);
+        let mut bytes = name.repeat(64).into_bytes();
+        if name.ends_with(".iso") {
+            bytes.resize(2 * ISO_CONFIG_AT, 0);
+        }
         fs::write(dir.join(name), &bytes)?;
         let sha256 = to_hex(&Sha256::digest(&bytes));
         Ok(json!({"path": name, "bytes": bytes.len(), "sha256": sha256}))
@@ -210,7 +221,13 @@ fn boot_files(dir: &Path) -> Result<()> {
     let manifest = json!({
         "version": 1,
         "kernel_release": "6.12.0-swarm",
-        "files": {"kernel": file("vmlinuz")?, "initramfs": file("initramfs.img")?},
+        "files": {
+            "kernel": file("vmlinuz")?,
+            "initramfs": file("initramfs.img")?,
+            "iso": file("ramdisk.iso")?,
+            "rescue": file("rescue.img")?,
+        },
+        "iso_config": {"offset": ISO_CONFIG_AT, "length": ISO_CONFIG_AT},
     });
     fs::write(dir.join("manifest.json"), manifest.to_string())?;
     Ok(())

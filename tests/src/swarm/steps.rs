@@ -36,6 +36,9 @@ pub(super) async fn run(
             "it works the next time",
         ));
     }
+    if let Some(code) = machine.fails_now() {
+        return Err(Problem::new(code, "a test has it fail", "try again"));
+    }
     match step {
         Step::Inspect => {
             tokio::time::sleep(pace.inspect).await;
@@ -97,7 +100,8 @@ async fn write_image(
     let pace = &shared.settings.pace;
     machine.note(|deeds| deeds.images_begun += 1);
     machine.change_disk(|disk| *disk = super::machine::Disk::default());
-    let (started, whole) = (Instant::now(), pace.write());
+    let whole = machine.next_write().unwrap_or_else(|| pace.write());
+    let started = Instant::now();
     while started.elapsed() < whole {
         if watch.is_cancelled() {
             let message = "the step was cancelled; the disk is not bootable";
