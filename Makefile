@@ -18,7 +18,7 @@ AS_ROOT := $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)")
 # The whole workspace each time: with fewer crates, cargo would build their dependencies anew.
 E2E := $(AS_ROOT) $(CARGO) test --workspace --test e2e
 
-.PHONY: lifecycle openapi demo test test-all unit simulate bench-deploy bench-conductor failover lint deps build agent boot os sudo clean help
+.PHONY: lifecycle openapi demo test test-all unit simulate bench-deploy bench-conductor failover kills lint deps build agent boot os sudo clean help
 
 help:
 	@echo "make demo       one virtual host, from powered off to a running OS (KEEP=1 leaves the lab up)"
@@ -27,6 +27,7 @@ help:
 	@echo "make bench-deploy   deploy a 2.5 GiB image twice and print where the time went"
 	@echo "make bench-conductor   the conductor with 1,000 to 10,000 hosts, and Ironic beside it (QUICK=1: shorter)"
 	@echo "make failover   three conductors on PostgreSQL, the busiest killed every 30 s under 200 deployments"
+	@echo "make kills      a conductor killed at each named point of every workflow, and started again"
 	@echo "make simulate   a whole conductor in a simulated world (SEEDS=100000 runs more, SEED=7 replays one)"
 	@echo "make lint       formatting and lints, warnings denied"
 
@@ -37,7 +38,7 @@ test: deps lint unit build boot os
 	$(E2E) -- --short
 
 test-all: deps $(if $(PART),,lint unit) build boot os
-	$(if $(PART),,@$(MAKE) --no-print-directory failover)
+	$(if $(PART),,@$(MAKE) --no-print-directory failover kills)
 	$(E2E) -- $(if $(PART),--part $(PART),--all)
 
 # The long form: 200 deployments, and every 30 s a kill of the conductor that drives most hosts.
@@ -45,10 +46,16 @@ failover:
 	$(CARGO) build --workspace --bins
 	FERRITE_LONG=1 $(CARGO) test --workspace --test replicas -- --nocapture
 
+# The long form: a conductor killed at every named point of every workflow.
+kills:
+	$(CARGO) build --workspace --bins
+	FERRITE_LONG=1 $(CARGO) test --workspace --test kills -- --nocapture
+
 unit:
 	$(CARGO) build --workspace --bins
 	$(AS_ROOT) $(CARGO) test --workspace --lib --bins --test tidy --test lab \
-		--test swarm --test replicas --test cli --test packaging --test hostile
+		--test swarm --test replicas --test kills --test faults --test hostile --test cli \
+		--test packaging
 
 # A whole conductor in a simulated world: SEEDS=100000 runs so many, SEED=7 replays one.
 simulate:

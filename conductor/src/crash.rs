@@ -71,7 +71,8 @@ works! {
     BeginManualClean = "begin-manual-clean" [Before, After],
     BeginService = "begin-service" [Before, After],
     BeginRescue = "begin-rescue" [Before, After],
-    BeginUnrescue = "begin-unrescue" [Before, After],
+    // Whoever asks to leave the rescue begins its steps in that very change.
+    BeginUnrescue = "begin-unrescue" [],
     OrderRescue = "order-rescue" [Before, After],
     Admit = "admit" [Before, After],
     Yield = "yield" [Before, After],

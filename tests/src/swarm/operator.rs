@@ -59,6 +59,14 @@ impl Operator {
             .bearer_auth(&self.token)
     }
 
+    /// Sends a call that was made by hand.
+    pub async fn send(&self, request: reqwest::Request) -> Result<reqwest::Response> {
+        self.client
+            .execute(request)
+            .await
+            .context("calling the conductor")
+    }
+
     /// A call of a host's daemon, over this person's connection.
     pub fn as_daemon(&self, path: &str, key: &str) -> reqwest::RequestBuilder {
         let url = format!("{}{path}", self.url);

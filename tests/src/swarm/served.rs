@@ -48,6 +48,14 @@ impl Served {
 
     /// The same with its API at a port that is known before.
     pub async fn start_at(api: u16, binary: &Path, dir: &Path, extra: &str) -> Result<Self> {
+        let served = Self::prepare(api, binary, dir, extra)?;
+        served.launch()?;
+        served.until_ready(Duration::from_mins(1)).await?;
+        Ok(served)
+    }
+
+    /// All that it needs; it is not started yet.
+    pub fn prepare(api: u16, binary: &Path, dir: &Path, extra: &str) -> Result<Self> {
         let http = free_port()?;
         let served = Self {
             binary: binary.to_owned(),
@@ -66,8 +74,6 @@ impl Served {
             boot = dir.join("boot").display().to_string(),
         );
         fs::write(served.config(), config)?;
-        served.launch()?;
-        served.until_ready(Duration::from_mins(1)).await?;
         Ok(served)
     }
 
@@ -226,7 +232,9 @@ fn boot_files(dir: &Path) -> Result<()> {
             "initramfs": file("initramfs.img")?,
             "iso": file("ramdisk.iso")?,
             "rescue": file("rescue.img")?,
+            "rescue_iso": file("rescue.iso")?,
         },
+        "rescue_iso_config": {"offset": ISO_CONFIG_AT, "length": ISO_CONFIG_AT},
         "iso_config": {"offset": ISO_CONFIG_AT, "length": ISO_CONFIG_AT},
     });
     fs::write(dir.join("manifest.json"), manifest.to_string())?;
