@@ -3,6 +3,7 @@
 //! Reads come from memory ([`Roll`]), changes go to the store first. Not here: what a change means.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ferrite_proto::api::HostEvent;
 use ferrite_proto::host::{Host, Run};
@@ -34,6 +35,8 @@ use crate::store::{
 
 /// How often a change is made anew because somebody else saved in between.
 const ATTEMPTS: u32 = 10;
+/// How long the database may take to show that it is there.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// All hosts.
 #[derive(Debug)]
@@ -252,9 +255,22 @@ impl Hosts {
         lines.map_err(|e| problem_of(&e))
     }
 
-    /// Whether the database answers.
+    /// Whether the database answers, and takes what is written. As long as it does, nothing is
+    /// written only to see that.
     pub(crate) async fn answers(&self) -> Result<(), Problem> {
-        self.audit_head().await.map(|_| ())
+        let asked = async {
+            match self.writer.trouble() {
+                Some(_) => self.write(Write::Audit(Vec::new())).await.map(|_| ()),
+                None => self.audit_head().await.map(|_| ()),
+            }
+        };
+        tokio::time::timeout(ANSWER, asked)
+            .await
+            .unwrap_or_else(|_| {
+                let text = format!("the database has not answered within {ANSWER:?}");
+                let advice = "look at its disk, and at who else has it open";
+                Err(Problem::new(Code::StoreUnavailable, text, advice))
+            })
     }
 
     /// The end of the audit log.
@@ -472,18 +488,20 @@ impl Hosts {
             .is_some_and(|live| self.roll.progress(&live, order, progress, clock::now()))
     }
 
-    /// What is seen of a host. Before this conductor started nobody could be heard: silence
-    /// counts from then.
+    /// What is seen of a host. Before this conductor started, and while its clock skipped time,
+    /// nobody could be heard: silence counts from then.
     pub(crate) fn observed<'a>(&self, name: &str, limits: &'a Limits) -> Observed<'a> {
         let seen = self.live(name).map(|live| live.seen());
         let seen = seen.unwrap_or_default();
         let now = clock::now();
         // The clock may have been set back meanwhile.
         let past = |at: Option<Timestamp>| at.filter(|at| *at <= now);
-        let started = past(Some(self.started));
+        let steady_since = past(clock::steady_since());
+        let started = past(Some(self.started)).max(steady_since);
         Observed {
             agent_seen: past(seen.agent).max(started),
             daemon_seen: past(seen.daemon).max(started),
+            steady_since,
             limits,
         }
     }
@@ -572,6 +590,12 @@ pub(crate) fn problem_of(error: &StoreError) -> Problem {
         }
         StoreError::Conflict(_) => Problem::new(Code::Conflict, text, "do it again"),
         StoreError::Fenced(_) => Problem::new(Code::NotOwner, text, "nothing: the other goes on"),
+        StoreError::Database(_) if error.is_full() => Problem::new(
+            Code::StoreFull,
+            text,
+            "nothing was lost; free space on the disk of the conductor's state folder, or of its \
+             database server, then do it again",
+        ),
         StoreError::Database(_) | StoreError::Stopped => Problem::new(
             Code::StoreUnavailable,
             text,

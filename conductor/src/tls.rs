@@ -27,6 +27,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use sha2::{Digest, Sha256};
 
+use crate::clock;
 use crate::crash::{self, Moment, Work};
 
 const CA_DAYS: i64 = 3652;
@@ -337,7 +338,7 @@ fn ca_params() -> Result<CertificateParams, TlsError> {
 /// From yesterday, so that a clock that is a little slow does no harm, for `days`.
 fn valid_for(params: &mut CertificateParams, days: i64) {
     let day = |offset: i64| {
-        let at = Timestamp::now() + SignedDuration::from_hours(offset * 24);
+        let at = clock::now() + SignedDuration::from_hours(offset * 24);
         let date = at.to_zoned(TimeZone::UTC).date();
         let (month, day) = (date.month().unsigned_abs(), date.day().unsigned_abs());
         rcgen::date_time_ymd(i32::from(date.year()), month, day)

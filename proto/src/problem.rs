@@ -145,8 +145,10 @@ codes! {
     RevisionGone = "revision-gone", Operator;
     /// Another replica owns the host.
     NotOwner = "not-owner", Retry;
-    /// The database does not answer, or has no room.
+    /// The database does not answer.
     StoreUnavailable = "store-unavailable", Retry;
+    /// The database's disk is full.
+    StoreFull = "store-full", Retry;
     /// The request does not fit the host's present state or version.
     Conflict = "conflict", Operator;
     /// A person aborted it.

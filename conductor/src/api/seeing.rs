@@ -37,16 +37,22 @@ pub(crate) async fn alive() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`: the store answers, and the conductor is not on its way out.
+/// `GET /readyz`: the store answers and takes what is written, and the conductor is not on its way
+/// out.
 pub(crate) async fn ready(State(app): State<Arc<App>>) -> (StatusCode, &'static str) {
     let stopping = app.stop.is_cancelled();
-    // Whoever asks is not known: no more is told than yes or no.
+    // Whoever asks is not known: no more is told than in one word why not.
     match app.hosts.answers().await {
         Ok(()) if !stopping => (StatusCode::OK, "ok\n"),
         Ok(()) => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
         Err(problem) => {
             tracing::error!(%problem, "not ready");
-            (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+            let why = match problem.code {
+                Code::StoreFull => "store-full\n",
+                Code::StoreUnavailable => "store-unavailable\n",
+                _ => "not ready\n",
+            };
+            (StatusCode::SERVICE_UNAVAILABLE, why)
         }
     }
 }

@@ -218,6 +218,7 @@ impl Bench {
             let seen = Observed {
                 agent_seen: Some(self.now),
                 daemon_seen: Some(self.now),
+                steady_since: None,
                 limits: &limits,
             };
             match plan(&self.record, &seen, self.now) {

@@ -191,6 +191,11 @@ impl View<'_> {
         at.filter(|at| *at <= self.now)
     }
 
+    /// From when a limit counts: what the clock skipped since has not passed.
+    fn counted(&self, at: Timestamp) -> Timestamp {
+        self.seen.steady_since.map_or(at, |steady| at.max(steady))
+    }
+
     /// When the power was last read.
     pub(super) fn power_read_at(&self) -> Option<Timestamp> {
         self.past(self.record.run.power_at)
@@ -412,7 +417,7 @@ impl View<'_> {
             StepState::Ordered { at, .. } => (at, false),
             StepState::Accepted { at, .. } => (at, true),
         };
-        let due = at + self.seen.limits.step;
+        let due = self.counted(at) + self.seen.limits.step;
         let name = step.name.as_str();
         if due <= self.now {
             return Decision::Fail(Problem::new(
@@ -459,7 +464,9 @@ impl View<'_> {
             .unwrap_or(self.record.host.status.since);
         // The clock was set back: nobody knows for how long it has been waited.
         let due = self.past(Some(since));
-        let due = due.map_or(self.now, |since| since + self.seen.limits.daemon);
+        let due = due.map_or(self.now, |since| {
+            self.counted(since) + self.seen.limits.daemon
+        });
         let daemon = self.record.host.status.daemon.as_ref();
         let (waits_for, code) = match daemon.map(|daemon| daemon.cloud_init.stage) {
             Some(Done | Failed) => return Decision::Do(Action::OsIsUp),
@@ -577,7 +584,7 @@ impl View<'_> {
         if !is_on {
             return self.await_power(asked);
         }
-        let due = asked + self.seen.limits.boot;
+        let due = self.counted(asked) + self.seen.limits.boot;
         if due > self.now {
             let reason = format!("the ramdisk to say hello, until {}", clock(due));
             // A machine that lost its power will not say hello: better to know before `due`.
@@ -598,7 +605,7 @@ impl View<'_> {
     }
 
     fn await_power(&self, asked: Timestamp) -> Decision {
-        if asked + self.seen.limits.power <= self.now {
+        if self.counted(asked) + self.seen.limits.power <= self.now {
             return Decision::Fail(Problem::new(
                 Code::BmcPowerStuck,
                 format!(

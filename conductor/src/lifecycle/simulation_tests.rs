@@ -229,6 +229,7 @@ impl Sim {
         let seen = Observed {
             agent_seen: self.heard.or(Some(self.started)),
             daemon_seen: Some(self.now),
+            steady_since: None,
             limits: &limits,
         };
         match plan(&self.record, &seen, self.now) {

@@ -53,7 +53,6 @@ pub(super) struct Run {
     /// What must never happen, and did.
     violation: Option<String>,
     /// Points that were passed.
-    #[expect(dead_code, reason = "the kill matrix is to ask for all of them")]
     points: BTreeSet<String>,
     /// Simulated time.
     passed: Duration,

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::{Plan, Run, run};
+use crate::crash;
 use crate::guard::Guard;
 
 /// Lines of a transcript that are shown.
@@ -41,6 +42,30 @@ fn the_straight_way() {
         ..Plan::default()
     });
     assert!(run.violation.is_none(), "{}", told(0, &run));
+}
+
+/// Killed once at any point that this run passes, the conductor goes on all the same. The real one
+/// is killed at every point by the tests' `kills`.
+#[test]
+fn the_straight_way_with_a_kill_at_any_point() {
+    let calm = Plan {
+        calm: true,
+        ..Plan::default()
+    };
+    let passed = run(calm).points;
+    let mut killed = 0;
+    for (work, moment) in crash::POINTS {
+        let name = crash::name(*work, *moment);
+        if passed.contains(&name) {
+            let run = run(Plan {
+                kill_at: Some((*work, *moment)),
+                ..calm
+            });
+            assert!(run.violation.is_none(), "{name}: {}", told(0, &run));
+            killed += 1;
+        }
+    }
+    assert!(killed >= 20, "only {killed} points are passed");
 }
 
 /// Runs the seeds on every core; gives those that failed and the simulated time of all hosts.

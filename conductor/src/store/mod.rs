@@ -317,6 +317,19 @@ pub(crate) enum StoreError {
     Stopped,
 }
 
+impl StoreError {
+    /// Whether the database has no room: what is freed makes it go on.
+    pub(crate) fn is_full(&self) -> bool {
+        let Self::Database(error) = self else {
+            return false;
+        };
+        let code = error.as_database_error().and_then(|error| error.code());
+        // SQLITE_FULL, SQLITE_IOERR_SHMSIZE (its index of the log cannot grow), and PostgreSQL's
+        // disk_full.
+        matches!(code.as_deref(), Some("13" | "4874" | "53100"))
+    }
+}
+
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         Self::Database(Arc::new(error))

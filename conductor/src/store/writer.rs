@@ -40,6 +40,7 @@ struct Job {
 pub(crate) struct Writer {
     jobs: mpsc::Sender<Job>,
     contacts: Arc<Mutex<BTreeMap<String, Contact>>>,
+    trouble: Arc<Mutex<Option<StoreError>>>,
 }
 
 impl fmt::Debug for Writer {
@@ -57,15 +58,26 @@ impl Writer {
     ) -> Self {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let contacts = Arc::<Mutex<BTreeMap<_, _>>>::default();
+        let trouble = Arc::<Mutex<_>>::default();
         let task = Task {
             store,
             follower,
             queue,
             contacts: Arc::clone(&contacts),
+            trouble: Arc::clone(&trouble),
             seeing,
         };
         tokio::spawn(task.run());
-        Self { jobs, contacts }
+        Self {
+            jobs,
+            contacts,
+            trouble,
+        }
+    }
+
+    /// Why the last transaction failed, if it did.
+    pub(crate) fn trouble(&self) -> Option<StoreError> {
+        lock(&self.trouble).clone()
     }
 
     /// Writes, and waits until it lasts.
@@ -96,6 +108,7 @@ struct Task {
     follower: Arc<dyn Follower>,
     queue: mpsc::Receiver<Job>,
     contacts: Arc<Mutex<BTreeMap<String, Contact>>>,
+    trouble: Arc<Mutex<Option<StoreError>>>,
     seeing: Arc<Seeing>,
 }
 
@@ -131,8 +144,13 @@ impl Task {
         let took = started.elapsed();
         tracing::trace!(writes = writes.len(), ?took, "committed");
         self.seeing.metrics.commit(writes.len(), took);
-        let failed = |outcome: &Result<_, _>| matches!(outcome, Err(StoreError::Database(_)));
-        if outcomes.iter().any(failed) {
+        let failed = |outcome: &Result<_, _>| match outcome {
+            Err(error @ StoreError::Database(_)) => Some(error.clone()),
+            Ok(_) | Err(_) => None,
+        };
+        let trouble = outcomes.iter().find_map(failed);
+        lock(&self.trouble).clone_from(&trouble);
+        if trouble.is_some() {
             self.follower.doubtful();
             self.keep_contacts(contacts);
         }
