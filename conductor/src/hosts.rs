@@ -206,6 +206,31 @@ impl Hosts {
         lines.map_err(|e| problem_of(&e))
     }
 
+    /// The same with those of hosts that were removed, as long as webhooks wait for them.
+    pub(crate) async fn outbox(&self, after: u64, limit: u32) -> Result<Vec<LogLine>, Problem> {
+        let lines = self.store.outbox(after, limit).await;
+        lines.map_err(|e| problem_of(&e))
+    }
+
+    /// Forgets lines of removed hosts: those up to a place, and those of hosts that were removed
+    /// before a time.
+    pub(crate) async fn forget_departed(
+        &self,
+        upto: u64,
+        before: Timestamp,
+    ) -> Result<(), Problem> {
+        if !self
+            .store
+            .has_departed()
+            .await
+            .map_err(|e| problem_of(&e))?
+        {
+            return Ok(());
+        }
+        let forgotten = self.write(Write::Forget { upto, before }).await;
+        forgotten.map(|_| ())
+    }
+
     /// The place of the last line of all hosts' logs.
     pub(crate) async fn log_end(&self) -> Result<u64, Problem> {
         self.store.log_end().await.map_err(|e| problem_of(&e))

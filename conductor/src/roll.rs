@@ -468,7 +468,7 @@ impl Roll {
                     project,
                 });
             }
-            Write::Audit(_) | Write::Heard(_) => {}
+            Write::Audit(_) | Write::Heard(_) | Write::Forget { .. } => {}
         }
     }
 }

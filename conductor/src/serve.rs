@@ -79,15 +79,7 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     make_state_dir(dir)?;
     let _ours_alone = lock_state_dir(dir)?;
     // Before anything is done to any host: a start that fails must have done nothing.
-    let at = config.listen;
-    let listening = || format!("listening on {at}; is another server running there?");
-    let listener = listen::listener(at).with_context(listening)?;
-    let fit = listen::raise_file_limit(config.connections.all + netboot::CONNECTIONS);
-    let bounds = Bounds {
-        connections: config.connections.all.min(fit),
-        per_address: config.connections.per_address,
-        stall: STALL,
-    };
+    let listening = listen_on(&config)?;
     let (store, ownership) = open_store(&config).await?;
     let identity = tls::load_or_create(&dir.join("tls"), &config.names)?;
     let admin_sha256 = client_files(&config, &identity.ca_pem)?;
@@ -133,7 +125,7 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
         check_in_seconds: config.check_in_seconds,
         stop: stop.clone(),
     });
-    let served = serve_https(&config, (listener, bounds), identity, app, stop.clone()).await;
+    let served = serve_https(&config, listening, identity, app, stop.clone()).await;
     stop.cancel();
     if let Some(replicas) = replicas {
         replicas.await.context("leaving the other replicas")?;
@@ -234,6 +226,20 @@ pub(crate) fn lock_state_dir(dir: &Path) -> anyhow::Result<std::fs::File> {
         format!("another conductor is running on {dir}; stop it, or set another state_dir")
     })?;
     Ok(file)
+}
+
+/// A listener for HTTPS, and what is served at most with the files that may be open.
+fn listen_on(config: &Config) -> anyhow::Result<(std::net::TcpListener, Bounds)> {
+    let at = config.listen;
+    let listener = listen::listener(at)
+        .with_context(|| format!("listening on {at}; is another server running there?"))?;
+    let fit = listen::raise_file_limit(config.connections.all + netboot::CONNECTIONS);
+    let bounds = Bounds {
+        connections: config.connections.all.min(fit),
+        per_address: config.connections.per_address,
+        stall: STALL,
+    };
+    Ok((listener, bounds))
 }
 
 /// The operators' token; made at the first start.

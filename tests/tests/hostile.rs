@@ -81,9 +81,8 @@ impl Target {
         } else {
             String::new()
         };
-        format!(
-            "{call} HTTP/1.1\r\nhost: x\r\n{token}content-type: application/json\r\n{length}\r\n\r\n"
-        )
+        let kind = "content-type: application/json";
+        format!("{call} HTTP/1.1\r\nhost: x\r\n{token}{kind}\r\n{length}\r\n\r\n")
     }
 }
 
@@ -293,6 +292,7 @@ fn failed(error: &anyhow::Error, started: Instant) -> End {
 fn attacks(target: &Target) -> Vec<Attack> {
     let mut all = slow(target);
     all.extend(too_much(target));
+    all.extend(odd(target));
     all.extend(noise());
     all
 }
@@ -388,6 +388,10 @@ fn too_much(target: &Target) -> Vec<Attack> {
             });
         }
     }
+    all
+}
+
+fn odd(target: &Target) -> Vec<Attack> {
     let deep = |levels: usize| {
         let length = format!("content-length: {levels}");
         let head = target.head("POST /v1/hosts", true, &length);
@@ -423,18 +427,16 @@ fn too_much(target: &Target) -> Vec<Attack> {
             &["431"],
         ),
     ];
-    for (name, first, fine) in heads {
-        all.push(Attack {
-            name,
-            times: 16,
-            first,
-            then: Then::Nothing,
-            plain: false,
-            fine,
-            within: 20,
-        });
-    }
-    all
+    let attack = |(name, first, fine)| Attack {
+        name,
+        times: 16,
+        first,
+        then: Then::Nothing,
+        plain: false,
+        fine,
+        within: 20,
+    };
+    heads.map(attack).into()
 }
 
 fn noise() -> Vec<Attack> {

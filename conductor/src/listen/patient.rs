@@ -1,6 +1,7 @@
 //! A connection whose other end is waited for, but not for ever: to take an answer, and to end.
 //!
-//! Not here: how long a request may take to arrive. The head is hyper's, the body is `api::arrival`'s.
+//! Not here: how long a request may take to arrive. The head is hyper's, the body is
+//! `api::arrival`'s.
 
 use std::future::Future;
 use std::io;

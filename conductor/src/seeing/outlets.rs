@@ -10,6 +10,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use ferrite_proto::problem::{Code, Problem};
+use jiff::SignedDuration;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -33,6 +34,11 @@ const CONNECTIONS: usize = 64;
 /// How long nothing of an answer may be taken.
 const STALL: Duration = Duration::from_secs(30);
 
+/// Between looks at what may be forgotten.
+const FORGET: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 60 });
+/// For how long lines of a removed host wait for a webhook whose receiver is down.
+const DEPARTED: SignedDuration = SignedDuration::from_hours(7 * 24);
+
 /// Starts all of it; it ends after `stop`. What cannot be started says so now.
 pub(crate) fn start(
     config: SeeingConfig,
@@ -54,6 +60,8 @@ pub(crate) fn start(
         hosts.seeing().send_runs_to(to);
         tasks.spawn(exporter.run(from, stop.clone()));
     }
+    let told = config.webhooks.iter().map(|webhook| webhook.name.clone());
+    tasks.spawn(forget(Arc::clone(hosts), told.collect(), stop.clone()));
     if config.webhooks.is_empty() {
         return Ok(tasks);
     }
@@ -120,10 +128,38 @@ async fn tell_news(hosts: Arc<Hosts>, news: watch::Sender<u64>, stop: Cancellati
     }
 }
 
+/// Forgets what was said of removed hosts, once every webhook has told it.
+async fn forget(hosts: Arc<Hosts>, webhooks: Vec<String>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(FORGET) => {}
+            () = stop.cancelled() => return,
+        }
+        if let Err(problem) = forget_now(&hosts, &webhooks).await {
+            tracing::warn!(%problem, "lines of removed hosts stay for now");
+        }
+    }
+}
+
+async fn forget_now(hosts: &Hosts, webhooks: &[String]) -> Result<(), Problem> {
+    let mut told = u64::MAX;
+    for webhook in webhooks {
+        let held = hosts.cursor(webhook).await?;
+        let upto = match held {
+            Some(held) if held.cursor.gone => u64::MAX,
+            held => held.map_or(0, |held| held.cursor.after),
+        };
+        told = told.min(upto);
+    }
+    let before = clock::now().checked_sub(DEPARTED);
+    let before = before.unwrap_or(jiff::Timestamp::MIN);
+    hosts.forget_departed(told, before).await
+}
+
 impl Outbox for Hosts {
     fn after(&self, place: u64, limit: u32) -> Kept<'_, Vec<Line>> {
         Box::pin(async move {
-            let lines = self.log(place, limit).await?;
+            let lines = self.outbox(place, limit).await?;
             let lines = lines.into_iter().map(|line| Line {
                 id: line.id,
                 host: line.host,

@@ -81,6 +81,7 @@ impl SimStore {
                 state.contacts.insert(uid, contact.clone());
                 Ok(state.revision)
             }
+            Write::Forget { .. } => Ok(self.sim.lock().revision),
         }
     }
 
@@ -253,6 +254,14 @@ impl Store for SimStore {
 
     fn log(&self, _: u64, _: u32) -> StoreFuture<'_, Vec<LogLine>> {
         Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn outbox(&self, _: u64, _: u32) -> StoreFuture<'_, Vec<LogLine>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn has_departed(&self) -> StoreFuture<'_, bool> {
+        Box::pin(async { Ok(false) })
     }
 
     fn log_before(&self, _: u64, _: u32) -> StoreFuture<'_, Vec<LogLine>> {

@@ -30,7 +30,7 @@ pub(crate) struct Table {
 }
 
 /// Every table that outlives a restore; runs and events have numbers of their own.
-const TABLES: [Table; 10] = [
+const TABLES: [Table; 11] = [
     table("revision", "one, value, pruned", "iii"),
     table(
         "hosts",
@@ -39,6 +39,11 @@ const TABLES: [Table; 10] = [
         "ttiitttttttbttt",
     ),
     table("events", "id, host, at, kind, text, revision", "itttti"),
+    table(
+        "departed",
+        "id, host, at, kind, text, revision, removed",
+        "ittttii",
+    ),
     table("removed", "revision, kind, name, project", "ittt"),
     table(
         "documents",
@@ -276,6 +281,7 @@ pub(crate) async fn restore(pool: &Pool, rows: Vec<Row>) -> Result<(), BackupErr
         }
     }
     session.run("DELETE FROM revision", Vec::new()).await?;
+    let last = last_event(&rows);
     for (table, values) in rows {
         let marks: Vec<_> = (1..=values.len()).map(|at| format!("${at}")).collect();
         let (name, columns) = (table.name, table.columns);
@@ -283,16 +289,43 @@ pub(crate) async fn restore(pool: &Pool, rows: Vec<Row>) -> Result<(), BackupErr
         let sql = format!("INSERT INTO {name} ({columns}) VALUES ({marks})");
         session.run(AssertSqlSafe(sql), values).await?;
     }
-    if let Session::Postgres(_) = session {
-        for table in ["events", "runs"] {
-            let sql = format!(
-                "SELECT setval(pg_get_serial_sequence('{table}', 'id'), \
-                 (SELECT COALESCE(MAX(id), 1) FROM {table}))"
-            );
-            session.run(AssertSqlSafe(sql), Vec::new()).await?;
-        }
-    }
+    number_on(&mut session, last).await?;
     Ok(session.commit().await?)
+}
+
+/// The last place in the hosts' logs that anybody knows of, though its line may be gone: no later
+/// line may have it, or webhooks would pass over it.
+fn last_event(rows: &[Row]) -> i64 {
+    let place = |(table, cells): &Row| match (table.name, cells.as_slice()) {
+        ("events" | "departed", [Value::Int(Some(id)), ..]) => Some(*id),
+        ("documents", [Value::Text(Some(kind)), .., Value::Text(Some(body)), _])
+            if kind == "WebhookCursor" =>
+        {
+            let body: Json = serde_json::from_str(body).ok()?;
+            body["after"].as_i64()
+        }
+        _ => None,
+    };
+    rows.iter().filter_map(place).max().unwrap_or_default()
+}
+
+/// New lines and runs get numbers after those that were restored.
+async fn number_on(session: &mut Session, last: i64) -> Result<(), sqlx::Error> {
+    let last: Vec<Value> = vec![last.max(1).into()];
+    if let Session::Postgres(_) = session {
+        let events = "SELECT setval(pg_get_serial_sequence('events', 'id'), $1)";
+        session.run(events, last).await?;
+        let runs = "SELECT setval(pg_get_serial_sequence('runs', 'id'), \
+                    (SELECT COALESCE(MAX(id), 1) FROM runs))";
+        session.run(runs, Vec::new()).await?;
+        return Ok(());
+    }
+    // Runs are numbered after their last by SQLite itself.
+    let old = "DELETE FROM sqlite_sequence WHERE name = 'events'";
+    session.run(old, Vec::new()).await?;
+    let new = "INSERT INTO sqlite_sequence (name, seq) VALUES ('events', $1)";
+    session.run(new, last).await?;
+    Ok(())
 }
 
 /// Seals everything anew under the first key; what the older ones open stays readable meanwhile.

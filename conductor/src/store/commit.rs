@@ -2,6 +2,7 @@
 //! refusal never spoils the transaction for the others, in either database.
 
 use ferrite_proto::digest::to_hex;
+use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::rows::{micros, seal, seal_owner, to_json};
@@ -12,6 +13,8 @@ use crate::seal::Sealer;
 
 /// Lines of a host's log that are kept.
 const EVENTS_KEPT: i64 = 2000;
+/// Lines of all removed hosts' logs that are kept for webhooks.
+const DEPARTED_KEPT: i64 = 200_000;
 /// Runs of a host that are kept.
 const RUNS_KEPT: i64 = 50;
 /// Removals that are remembered.
@@ -120,6 +123,7 @@ impl<'a> Batch<'a> {
             }
             Write::Audit(entries) => self.note_audit(revision, entries),
             Write::Heard(contact) => self.heard(contact).await?,
+            Write::Forget { upto, before } => self.forget(*upto, *before).await?,
         }
         Ok(revision)
     }
@@ -230,6 +234,12 @@ impl<'a> Batch<'a> {
         if self.session.run(sql, values).await? == 0 {
             return Err(self.refusal(host, None, fence).await?);
         }
+        // Not in the same place: the next host of this name has a log of its own.
+        let sql = "INSERT INTO departed (id, host, at, kind, text, revision, removed) \
+                   SELECT id, host, at, kind, text, revision, $2 FROM events WHERE host = $1";
+        let now = crate::clock::now().as_microsecond();
+        let values = vec![(&shown.name).into(), now.into()];
+        self.session.run(sql, values).await?;
         let sql = "DELETE FROM events WHERE host = $1";
         self.session.run(sql, vec![(&shown.name).into()]).await?;
         for sql in [
@@ -241,6 +251,17 @@ impl<'a> Batch<'a> {
         }
         self.bury(revision, "Host", &shown.name, &shown.project)
             .await
+    }
+
+    /// Lines of removed hosts that nobody waits for, or not with reason any more.
+    async fn forget(&mut self, upto: u64, before: Timestamp) -> Result<(), StoreError> {
+        let sql = "DELETE FROM departed WHERE id <= $1 OR removed < $2";
+        let values = vec![upto.into(), before.as_microsecond().into()];
+        self.session.run(sql, values).await?;
+        let sql = "DELETE FROM departed WHERE id <= (SELECT id FROM departed \
+                   ORDER BY id DESC LIMIT 1 OFFSET $1)";
+        self.session.run(sql, vec![DEPARTED_KEPT.into()]).await?;
+        Ok(())
     }
 
     /// Remembers a removal, for those who follow.

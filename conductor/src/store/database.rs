@@ -228,9 +228,28 @@ impl Store for Database {
         Box::pin(self.read(sql, values, rows::line))
     }
 
+    fn outbox(&self, after: u64, limit: u32) -> StoreFuture<'_, Vec<LogLine>> {
+        let sql = "SELECT * FROM (SELECT host, at, kind, text, id FROM events \
+                   WHERE id > $1 ORDER BY id LIMIT $2) AS present \
+                   UNION ALL SELECT * FROM (SELECT host, at, kind, text, id FROM departed \
+                   WHERE id > $1 ORDER BY id LIMIT $2) AS gone \
+                   ORDER BY id LIMIT $2";
+        let values = vec![after.into(), i64::from(limit).into()];
+        Box::pin(self.read(sql, values, rows::line))
+    }
+
+    fn has_departed(&self) -> StoreFuture<'_, bool> {
+        Box::pin(async move {
+            let sql = "SELECT id FROM departed LIMIT 1";
+            let found = self.read(sql, Vec::new(), |row| Ok(row.count(0)?)).await?;
+            Ok(!found.is_empty())
+        })
+    }
+
     fn log_end(&self) -> StoreFuture<'_, u64> {
         Box::pin(async move {
-            let sql = "SELECT COALESCE(MAX(id), 0) FROM events";
+            let sql = "SELECT COALESCE(MAX(id), 0) FROM (SELECT MAX(id) AS id FROM events \
+                       UNION ALL SELECT MAX(id) FROM departed) AS ends";
             let last = self.read(sql, Vec::new(), |row| Ok(row.count(0)?)).await?;
             Ok(last.into_iter().next().unwrap_or(0))
         })

@@ -172,6 +172,13 @@ pub(crate) enum Write {
     Audit(Vec<AuditEntry>),
     /// When a host was last heard: takes no revision.
     Heard(Contact),
+    /// Lines of removed hosts' logs go: takes no revision.
+    Forget {
+        /// Everybody was told of them up to here.
+        upto: u64,
+        /// Those of hosts that were removed before this go anyway.
+        before: Timestamp,
+    },
 }
 
 /// A line of the audit log as it is kept.
@@ -254,6 +261,10 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     fn events<'a>(&'a self, host: &'a str, limit: u32) -> StoreFuture<'a, Vec<HostEvent>>;
     /// Lines of all hosts' logs after a place, oldest first.
     fn log(&self, after: u64, limit: u32) -> StoreFuture<'_, Vec<LogLine>>;
+    /// The same with those of hosts that were removed and are not forgotten yet.
+    fn outbox(&self, after: u64, limit: u32) -> StoreFuture<'_, Vec<LogLine>>;
+    /// Whether there are lines of removed hosts.
+    fn has_departed(&self) -> StoreFuture<'_, bool>;
     /// The place of the last line of all hosts' logs; 0 when there is none.
     fn log_end(&self) -> StoreFuture<'_, u64>;
     /// Lines of all hosts' logs before a place, newest first.
@@ -390,6 +401,6 @@ impl AuditEntry {
 impl Write {
     /// Whether it takes a revision.
     pub(crate) const fn is_numbered(&self) -> bool {
-        !matches!(self, Self::Heard(_))
+        !matches!(self, Self::Heard(_) | Self::Forget { .. })
     }
 }

@@ -91,6 +91,7 @@ suite! {
     a_document_is_written_as_expected_or_not_at_all,
     the_audit_log_is_a_chain_and_its_end_is_vouched_for,
     contacts_are_kept_without_a_revision,
+    what_a_removed_host_said_waits_to_be_told,
 }
 
 #[tokio::test]
@@ -238,6 +239,51 @@ async fn the_audit_log_is_a_chain_and_its_end_is_vouched_for(store: &dyn Store) 
     }
     let head = store.audit_head().await.unwrap().unwrap();
     assert_eq!((head.id, head.hash, head.vouched), (3, hash, true));
+}
+
+async fn what_a_removed_host_said_waits_to_be_told(store: &dyn Store) {
+    let said = |text: &str| HostEvent {
+        at: Timestamp::UNIX_EPOCH,
+        kind: "state".into(),
+        text: text.into(),
+    };
+    let added = |name: &str, mac, text: &str| Write::Add {
+        host: host(name, mac),
+        with: Entries {
+            events: vec![said(text)],
+            ..Entries::default()
+        },
+    };
+    one(store, added("a", 1, "first a")).await.unwrap();
+    one(store, added("b", 2, "b")).await.unwrap();
+    let gone = Write::Remove {
+        host: Arc::new(*host("a", 1)),
+        fence: None,
+        with: Entries::default(),
+    };
+    one(store, gone).await.unwrap();
+    one(store, added("a", 1, "second a")).await.unwrap();
+    let told = store.outbox(0, 9).await.unwrap();
+    let texts: Vec<_> = told.iter().map(|line| line.event.text.as_str()).collect();
+    assert_eq!(texts, ["first a", "b", "second a"]);
+    assert_eq!(store.outbox(told[0].id, 1).await.unwrap(), told[1..2]);
+    // Nobody else sees it, the next host of the name least of all.
+    assert_eq!(store.events("a", 9).await.unwrap(), [said("second a")]);
+    assert_eq!(store.log(0, 9).await.unwrap(), told[1..]);
+    let before = Timestamp::UNIX_EPOCH;
+    let kept = Write::Forget {
+        upto: told[0].id - 1,
+        before,
+    };
+    let revision = one(store, kept).await.unwrap();
+    assert!(store.has_departed().await.unwrap());
+    let forgotten = Write::Forget {
+        upto: told[0].id,
+        before,
+    };
+    assert_eq!(one(store, forgotten).await.unwrap(), revision);
+    assert!(!store.has_departed().await.unwrap());
+    assert_eq!(store.outbox(0, 9).await.unwrap(), told[1..]);
 }
 
 async fn contacts_are_kept_without_a_revision(store: &dyn Store) {

@@ -288,6 +288,66 @@ async fn a_webhook_tells_what_the_hosts_log_has() {
     assert!(Some(after) >= taken.last().unwrap()["data"]["id"].as_u64());
 }
 
+/// The receiver is down while a host comes and goes.
+#[tokio::test]
+async fn a_removed_host_is_told_of_and_then_forgotten() {
+    use axum::http::StatusCode;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let dir = tempfile::tempdir().unwrap();
+    let conductor = Conductor::start(dir.path()).await;
+    let (up, taken) = (Arc::new(AtomicBool::new(false)), Arc::default());
+    let (is_up, keep) = (Arc::clone(&up), Arc::<Mutex<Vec<Value>>>::clone(&taken));
+    let receive = move |body: axum::Json<Value>| async move {
+        if !is_up.load(Ordering::Relaxed) {
+            return StatusCode::SERVICE_UNAVAILABLE;
+        }
+        keep.lock().unwrap().push(body.0);
+        StatusCode::NO_CONTENT
+    };
+    let receiver = axum::Router::new().route("/", axum::routing::post(receive));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, receiver).await });
+    let secret = dir.path().join("webhook");
+    std::fs::write(&secret, "a key of this very test").unwrap();
+    let config = format!(
+        "url = \"https://c\"\n[[webhooks]]\nname = \"ops\"\nurl = \"http://{at}/\"\n\
+         secret_file = {secret:?}\n"
+    );
+    let config = crate::config::Config::parse(&config).unwrap().seeing;
+    let (hosts, stop) = (&conductor.app.hosts, &conductor.app.stop);
+    let outlets = crate::seeing::outlets::start(config, hosts, &Limits::default(), stop).unwrap();
+    while hosts.documents().get("WebhookCursor", "ops").is_none() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    conductor.in_a_step().await;
+    hosts
+        .remove("n", &crate::actor::Actor::Conductor)
+        .await
+        .unwrap();
+    // Longer than it takes to forget what nobody waits for.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let waiting = hosts.outbox(0, 99).await.unwrap();
+    assert!(!waiting.is_empty() && hosts.log(0, 99).await.unwrap().is_empty());
+    up.store(true, Ordering::Relaxed);
+    let emptied = async {
+        while !hosts.outbox(0, 99).await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let emptied = tokio::time::timeout(Duration::from_secs(20), emptied).await;
+    stop.cancel();
+    outlets.join_all().await;
+    emptied.expect("what was told is forgotten");
+    let taken = taken.lock().unwrap();
+    let told: Vec<_> = taken
+        .iter()
+        .map(|event| event["data"]["id"].as_u64())
+        .collect();
+    let waited: Vec<_> = waiting.iter().map(|line| Some(line.id)).collect();
+    assert_eq!(told, waited);
+}
+
 #[tokio::test]
 async fn the_bundle_is_for_admins_and_tells_of_everything() {
     let dir = tempfile::tempdir().unwrap();

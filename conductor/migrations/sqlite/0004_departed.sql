@@ -1,0 +1,10 @@
+-- Lines of the logs of hosts that were removed, until every webhook has told them.
+CREATE TABLE departed (
+    id       INTEGER PRIMARY KEY NOT NULL,
+    host     TEXT NOT NULL,
+    at       TEXT NOT NULL,
+    kind     TEXT NOT NULL,
+    text     TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    removed  INTEGER NOT NULL
+);
