@@ -215,7 +215,14 @@ impl Lines {
         if self.standing.get(&who) == running.as_ref() {
             return Answer::Admitted;
         }
-        let waiting = Standing::Waiting(key.clone(), demand.rank());
+        // Whoever asks again keeps its place. A turn for power is stored nowhere, so that its demand
+        // is always of now: behind all others each time, it would be nobody's turn any more.
+        let known = match self.standing.get(&who) {
+            Some(Standing::Waiting(known, rank)) if *known == key => Some(rank.clone()),
+            Some(_) | None => None,
+        };
+        let rank = known.map_or(demand.rank(), |known| known.min(demand.rank()));
+        let waiting = Standing::Waiting(key.clone(), rank);
         self.set(&demand.host, is_power, Some(waiting));
         let at_once = self.at_once(&key);
         let line = self.by_key.entry(key).or_default();
@@ -401,6 +408,44 @@ mod tests {
         assert_eq!(turns.ask(&demand(3, 1, 3)), Answer::Admitted, "asked again");
         assert_eq!(place("h002"), Some((2, 2)));
         assert_eq!(turns.depths()[&Work::Deploy], (1, 2));
+    }
+
+    #[test]
+    fn whoever_asks_again_keeps_its_place() {
+        let turns = turns(1);
+        let power = |host, second| Demand {
+            work: Work::Power,
+            ..demand(host, 0, second)
+        };
+        let limits = GroupLimits {
+            power: 2,
+            ..GroupLimits::default()
+        };
+        turns.set_limits([("rack-1".to_owned(), limits)].into());
+        let mut admitted = 0;
+        for host in 0..10 {
+            admitted += usize::from(turns.ask(&power(host, 0)) == Answer::Admitted);
+        }
+        assert_eq!(admitted, 2);
+        // Each that is done wakes the next, which asks for power as of then.
+        let (mut running, mut second) = (vec!["h000".to_owned(), "h001".to_owned()], 1);
+        while let Some(done) = running.pop() {
+            for next in turns.power_done(&done) {
+                second += 1;
+                let number = next[1..].parse().unwrap();
+                assert_eq!(
+                    turns.ask(&power(number, second)),
+                    Answer::Admitted,
+                    "{next}"
+                );
+                running.push(next);
+                admitted += 1;
+            }
+        }
+        assert_eq!(
+            admitted, 10,
+            "somebody was woken in vain, and the others not at all"
+        );
     }
 
     #[test]
