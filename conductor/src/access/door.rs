@@ -64,12 +64,13 @@ pub(crate) async fn guard(State(door): State<Door>, request: Request, next: Next
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>();
     let from = from.map_or_else(String::new, |ConnectInfo(peer)| peer.ip().to_string());
     let what = format!("{} {path}", request.method());
-    match admit(&app, &bodies, who, request).await {
+    // In a box: it is over when a poll begins to be held, and would be held with it.
+    match Box::pin(admit(&app, &bodies, who, request)).await {
         Ok((request, caller)) => {
             let call = Call { caller, from, what };
             CALL.scope(call, next.run(request)).await
         }
-        Err(problem) => refuse(&app, path, &from, problem).await,
+        Err(problem) => Box::pin(refuse(&app, path, &from, problem)).await,
     }
 }
 

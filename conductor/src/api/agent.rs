@@ -147,7 +147,8 @@ pub(crate) async fn poll(
     app.hosts.heard_agent(&name);
     let held = poll.reports.is_empty();
     let taken = accepted(&poll);
-    let stored = take(&app, &agent, poll).await?;
+    // In a box: what is held for half a minute, ten thousand times, is small.
+    let stored = Box::pin(take(&app, &agent, poll)).await?;
     let mut reply = reply(&app, &stored)?;
     reply.cancel = called_off(&stored.record, &taken).or(reply.cancel);
     if !held || reply.order.is_some() || reply.cancel.is_some() {

@@ -79,20 +79,21 @@ struct All {
     bytes: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct HostLines {
     lines: VecDeque<LogLine>,
     /// Of the last poll that had lines.
     sequence: u64,
-    followers: broadcast::Sender<LogLine>,
+    /// Only while somebody follows: its room for lines is larger than all else of a host at rest.
+    followers: Option<broadcast::Sender<LogLine>>,
 }
 
-impl Default for HostLines {
-    fn default() -> Self {
-        Self {
-            lines: VecDeque::new(),
-            sequence: 0,
-            followers: broadcast::Sender::new(BEHIND),
+impl HostLines {
+    /// Tells those who follow; whoever was the last has gone meanwhile.
+    fn tell(&mut self, line: &LogLine) {
+        let told = self.followers.as_ref().map(|all| all.send(line.clone()));
+        if matches!(told, Some(Err(_))) {
+            self.followers = None;
         }
     }
 }
@@ -132,8 +133,7 @@ impl AgentLines {
             text,
         };
         let of_host = all.hosts.entry(host.to_owned()).or_default();
-        // Nobody may be listening.
-        let _ = of_host.followers.send(line.clone());
+        of_host.tell(&line);
         of_host.lines.push_back(line);
         let oldest = (of_host.lines.len() > AGENT_LINES)
             .then(|| of_host.lines.pop_front())
@@ -164,6 +164,7 @@ impl AgentLines {
             .entry(host.to_owned())
             .or_default()
             .followers
+            .get_or_insert_with(|| broadcast::Sender::new(BEHIND))
             .subscribe();
         (self.tail(host, most), heard)
     }
@@ -249,6 +250,14 @@ mod tests {
         }
         let lagged = heard.recv().await.unwrap_err();
         assert!(matches!(lagged, broadcast::error::RecvError::Lagged(_)));
+        let room = |host: &str| lock(&lines.0).hosts[host].followers.is_some();
+        assert!(
+            room("a") && !room("b"),
+            "only whoever is followed has room for it"
+        );
+        drop(heard);
+        lines.add("a", Timestamp::UNIX_EPOCH, "nobody hears".into());
+        assert!(!room("a"), "and no longer than that");
         lines.forget("a");
         assert!(lines.tail("a", 10).is_empty());
     }
