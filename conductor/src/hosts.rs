@@ -27,6 +27,7 @@ use crate::replicas;
 pub(crate) use crate::roll::{Changed, Credential, Live};
 use crate::roll::{HOST, Roll};
 use crate::seeing::Seeing;
+use crate::seeing::metrics::Tally;
 use crate::store::writer::Writer;
 use crate::store::{
     AuditEntry, AuditHead, AuditLine, Contact, Entries, LogLine, Revision, Store, StoreError,
@@ -37,6 +38,9 @@ use crate::store::{
 const ATTEMPTS: u32 = 10;
 /// How long the database may take to show that it is there.
 const ANSWER: Duration = Duration::from_secs(2);
+
+/// Hosts that are fetched at once for a list.
+const PIECE: usize = 256;
 
 /// All hosts.
 #[derive(Debug)]
@@ -114,6 +118,25 @@ impl Hosts {
     pub(crate) fn all(&self) -> Vec<Arc<Stored>> {
         let all = self.roll.all();
         all.iter().map(|live| live.stored()).collect()
+    }
+
+    /// The hosts after a name, by name, as they are stored. Fetched piece by piece: whoever wants a
+    /// page of ten thousand does not wait for all of them.
+    pub(crate) fn after(&self, name: &str) -> impl Iterator<Item = (Arc<Live>, Arc<Stored>)> {
+        let mut last = name.to_owned();
+        let pieces = std::iter::from_fn(move || {
+            let piece = self.roll.after(&last, PIECE);
+            let piece: Vec<_> = piece.into_iter().map(with_stored).collect();
+            last.clone_from(&piece.last()?.1.record.host.name);
+            Some(piece)
+        });
+        pieces.flatten()
+    }
+
+    /// What is counted of every host.
+    pub(crate) fn tallies(&self) -> impl Iterator<Item = Tally> {
+        let all = self.roll.all().into_iter();
+        all.map(|live| Tally::of(&live.stored().record.host.status, live.seen()))
     }
 
     /// Every host as people see it, by name, as far as the caller may.
@@ -559,7 +582,13 @@ fn is_unchanged(before: &Stored, draft: &mut Change) -> bool {
     same
 }
 
-fn shown(live: &Live, stored: &Stored) -> Host {
+fn with_stored(live: Arc<Live>) -> (Arc<Live>, Arc<Stored>) {
+    let stored = live.stored();
+    (live, stored)
+}
+
+/// A host as people see it: last contacts are in memory, and newer than what is stored.
+pub(crate) fn shown(live: &Live, stored: &Stored) -> Host {
     let mut host = stored.record.host.clone();
     note_contacts(live, &mut host);
     host

@@ -4,6 +4,7 @@
 //! It can be thrown away at any time: it is made from the store at start, and follows its commits.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -190,6 +191,14 @@ impl Roll {
         lock(&self.hosts).values().cloned().collect()
     }
 
+    /// So many hosts, by name, that come after a name.
+    pub(crate) fn after(&self, name: &str, most: usize) -> Vec<Arc<Live>> {
+        let from = (Bound::Excluded(name), Bound::Unbounded);
+        let hosts = lock(&self.hosts);
+        let after = hosts.range::<str, _>(from).map(|(_, live)| live);
+        after.take(most).cloned().collect()
+    }
+
     /// What is in memory of a host.
     pub(crate) fn live(&self, name: &str) -> Option<Arc<Live>> {
         lock(&self.hosts).get(name).cloned()
@@ -294,18 +303,17 @@ impl Roll {
         if revision < self.pruned.load(Ordering::Acquire) {
             return None;
         }
-        let removed = lock(&self.removed).clone();
-        let mut all: Vec<_> = removed.into_iter().map(Removed::into_changed).collect();
-        let hosts = self.all();
-        all.extend(
-            hosts
-                .iter()
-                .map(|live| of_host(&live.stored(), What::Changed)),
-        );
+        let removed = lock(&self.removed);
+        let newer = removed.iter().filter(|gone| gone.revision > revision);
+        let mut all: Vec<_> = newer.cloned().map(Removed::into_changed).collect();
+        drop(removed);
+        let hosts = self.all().into_iter().map(|live| live.stored());
+        let newer = hosts.filter(|stored| stored.record.host.version > revision);
+        all.extend(newer.map(|stored| of_host(&stored, What::Changed)));
         let documents = lock(&self.documents);
         let documents = documents.values().flat_map(BTreeMap::values);
-        all.extend(documents.map(|document| of_document(document, What::Changed)));
-        all.retain(|changed| changed.revision > revision);
+        let newer = documents.filter(|document| document.revision > revision);
+        all.extend(newer.map(|document| of_document(document, What::Changed)));
         all.sort_by_key(|changed| changed.revision);
         Some(all)
     }

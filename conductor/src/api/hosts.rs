@@ -27,6 +27,7 @@ use super::watch::{self, Shown, Source, Watchers};
 use crate::access::caller::{Visible, actor};
 use crate::clock;
 use crate::crash::{self, Moment, Work};
+use crate::hosts::shown;
 use crate::lifecycle::change::Change;
 use crate::lifecycle::intent;
 use crate::roll::HOST;
@@ -74,15 +75,13 @@ pub(crate) async fn list(
     let (after, limit) = (query.after()?.unwrap_or_default(), query.limit()?);
     // Before the list is read: what changes meanwhile is told again.
     let revision = app.hosts.revision();
-    let all = app.hosts.all();
-    let meant = all.iter().map(|stored| &stored.record.host).filter(|host| {
+    let meant = app.hosts.after(&after).filter(|(_, stored)| {
+        let host = &stored.record.host;
         let whole = || serde_json::to_value(host).unwrap_or_default();
-        host.name > after
-            && visible.sees(&host.project)
-            && selectors.select(&host.project, &host.labels, whole)
+        visible.sees(&host.project) && selectors.select(&host.project, &host.labels, whole)
     });
-    let (items, next) = list::page(meant, limit, |host| &host.name);
-    let items = items.into_iter().map(|host| app.hosts.seen(host));
+    let (items, next) = list::page(meant, limit, |(_, stored)| &stored.record.host.name);
+    let items = items.iter().map(|(live, stored)| shown(live, stored));
     let all = HostList {
         api_version: ApiVersion::V1,
         kind: HostListKind::HostList,

@@ -17,18 +17,14 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::{ApiError, App, Query};
-use crate::access::caller::Visible;
 use crate::clock;
 use crate::seeing::{gather, metrics};
 
 /// `GET /metrics`
 pub(crate) async fn figures(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    let hosts = app.hosts.list(&Visible::all());
-    let text = app
-        .hosts
-        .seeing()
-        .metrics
-        .text(&hosts, &app.world.limits, clock::now());
+    let (hosts, limits) = (&app.hosts, &app.world.limits);
+    let figures = &hosts.seeing().metrics;
+    let text = figures.text(hosts.tallies(), limits, clock::now());
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 

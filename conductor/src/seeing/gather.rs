@@ -52,7 +52,8 @@ pub(crate) async fn facts(app: &App) -> Result<Facts, Problem> {
     let seeing = app.hosts.seeing();
     let place = &seeing.place().cloned().unwrap_or_default();
     let hosts = app.hosts.list(&Visible::all());
-    let figures = seeing.metrics.text(&hosts, &app.world.limits, now);
+    let tallies = app.hosts.tallies();
+    let figures = seeing.metrics.text(tallies, &app.world.limits, now);
     let end = app.hosts.log_end().await?;
     let events = app
         .hosts

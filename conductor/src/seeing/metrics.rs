@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use ferrite_proto::host::{Host, HostState, HostStatus, Run, Stage};
+use ferrite_proto::host::{HostState, HostStatus, Run, Stage};
 use jiff::Timestamp;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -21,6 +21,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::process;
 use crate::lifecycle::record::{Limits, Record};
+use crate::roll::Seen;
 
 /// What `/metrics` is answered as.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -96,6 +97,32 @@ struct LagLabel {
 struct WebhookLabel {
     webhook: String,
     outcome: &'static str,
+}
+
+/// What is counted of a host.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tally {
+    state: HostState,
+    health: &'static str,
+    code: Option<&'static str>,
+    agent: Option<Timestamp>,
+    daemon: Option<Timestamp>,
+}
+
+impl Tally {
+    /// Of a host; contacts in memory are newer than those of its status.
+    pub(crate) fn of(status: &HostStatus, seen: Seen) -> Self {
+        let agent = status.agent.as_ref().map(|agent| agent.seen_at);
+        let daemon = status.daemon.as_ref().map(|daemon| daemon.seen_at);
+        let error = status.error.as_ref();
+        Self {
+            state: status.state,
+            health: health(status),
+            code: error.map(|error| error.problem.code.as_str()),
+            agent: agent.map(|at| seen.agent.map_or(at, |seen| seen.max(at))),
+            daemon: daemon.map(|at| seen.daemon.map_or(at, |seen| seen.max(at))),
+        }
+    }
 }
 
 /// All figures.
@@ -253,7 +280,7 @@ impl Asked {
     }
 
     /// Whoever has no host now keeps its series, at zero.
-    fn count(&self, hosts: &[Host], limits: &Limits, now: Timestamp) {
+    fn count(&self, hosts: impl Iterator<Item = Tally>, limits: &Limits, now: Timestamp) {
         self.hosts.clear();
         self.problems.clear();
         for state in HostState::ALL {
@@ -265,18 +292,20 @@ impl Asked {
             Duration::try_from(now.duration_since(at)).is_ok_and(|since| since <= silence)
         };
         let (mut agents, mut daemons) = (0, 0);
-        for status in hosts.iter().map(|host| &host.status) {
-            self.hosts
-                .get_or_create(&label(status.state, health(status)))
-                .inc();
-            if let Some(error) = &status.error {
-                let code = error.problem.code.as_str();
+        for host in hosts {
+            let label = label(host.state, host.health);
+            self.hosts.get_or_create(&label).inc();
+            if let Some(code) = host.code {
                 self.problems.get_or_create(&CodeLabel { code }).inc();
             }
-            let agent = status.agent.as_ref().map(|agent| agent.seen_at);
-            agents += i64::from(agent.is_some_and(|at| recent(at, limits.agent_silence)));
-            let daemon = status.daemon.as_ref().map(|daemon| daemon.seen_at);
-            daemons += i64::from(daemon.is_some_and(|at| recent(at, limits.daemon_silence)));
+            let agent = host
+                .agent
+                .is_some_and(|at| recent(at, limits.agent_silence));
+            let daemon = host
+                .daemon
+                .is_some_and(|at| recent(at, limits.daemon_silence));
+            agents += i64::from(agent);
+            daemons += i64::from(daemon);
         }
         self.agents.set(agents);
         self.daemons.set(daemons);
@@ -324,7 +353,12 @@ fn since(from: Timestamp, to: Timestamp) -> f64 {
 
 impl Metrics {
     /// Everything, as Prometheus reads it.
-    pub(crate) fn text(&self, hosts: &[Host], limits: &Limits, now: Timestamp) -> String {
+    pub(crate) fn text(
+        &self,
+        hosts: impl Iterator<Item = Tally>,
+        limits: &Limits,
+        now: Timestamp,
+    ) -> String {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         asked.count(hosts, limits, now);
         asked.count_process();

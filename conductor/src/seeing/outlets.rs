@@ -20,7 +20,6 @@ use super::config::SeeingConfig;
 use super::metrics;
 use super::traces::{self, Exporter};
 use super::webhooks::{Backoff, Held, Kept, Line, Outbox, Webhook};
-use crate::access::caller::Visible;
 use crate::clock;
 use crate::hosts::Hosts;
 use crate::lifecycle::record::Limits;
@@ -105,8 +104,8 @@ async fn serve_figures(listener: std::net::TcpListener, served: Served, stop: Ca
 
 async fn figures(State(served): State<Arc<Served>>) -> impl IntoResponse {
     let (hosts, limits) = &*served;
-    let shown = hosts.list(&Visible::all());
-    let text = hosts.seeing().metrics.text(&shown, limits, clock::now());
+    let figures = &hosts.seeing().metrics;
+    let text = figures.text(hosts.tallies(), limits, clock::now());
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text)
 }
 

@@ -14,16 +14,19 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use super::commit::{Batch, head_owner};
-use super::sql::{Pool, Row, Value};
+use super::sql::{Pool, Row, Session, Value};
 use super::{
     AuditHead, AuditLine, Contact, Document, LogLine, News, Outcomes, Revision, Store, StoreError,
-    StoreFuture, Write, rows, upgrade,
+    StoreFuture, Stored, Write, rows, upgrade,
 };
 use crate::crash::{self, Moment, Work};
 use crate::seal::Sealer;
 
 /// Connections to a server: one writes, the others read.
 const CONNECTIONS: u32 = 6;
+
+/// Hosts that are read at once.
+const HOSTS_AT_ONCE: i64 = 500;
 
 /// The database, and the key of what is secret in it.
 #[derive(Debug)]
@@ -107,7 +110,7 @@ impl Database {
         rows.iter_mut().map(one).collect()
     }
 
-    async fn news(&self, after: Revision) -> Result<News, StoreError> {
+    async fn news(&self, after_revision: Revision) -> Result<News, StoreError> {
         let mut session = self.pool.snapshot().await?;
         let sql = "SELECT value, pruned FROM revision";
         let row = session.row(sql, Vec::new()).await?;
@@ -117,13 +120,9 @@ impl Database {
             pruned: row.count(1)?,
             ..News::default()
         };
-        let after = || vec![after.into()];
-        let sql = "SELECT name, uid, version, generation, created, spec, status, runtime, \
-                   secrets, project, labels, annotations FROM hosts WHERE version > $1 \
-                   ORDER BY name";
-        for mut row in session.rows(sql, after()).await? {
-            news.hosts.push(rows::host(&mut row, &self.sealer)?);
-        }
+        let after = || vec![after_revision.into()];
+        self.read_hosts(&mut session, after_revision, &mut news.hosts)
+            .await?;
         let sql = "SELECT kind, name, project, revision, created, expires, body, sealed \
                    FROM documents WHERE revision > $1 ORDER BY kind, name";
         for mut row in session.rows(sql, after()).await? {
@@ -136,6 +135,35 @@ impl Database {
         }
         session.commit().await?;
         Ok(news)
+    }
+
+    /// Piece by piece: all rows of ten thousand hosts at once, as text, would be the largest thing
+    /// that a conductor ever holds.
+    async fn read_hosts(
+        &self,
+        session: &mut Session,
+        after: Revision,
+        hosts: &mut Vec<Stored>,
+    ) -> Result<(), StoreError> {
+        let sql = "SELECT name, uid, version, generation, created, spec, status, runtime, \
+                   secrets, project, labels, annotations FROM hosts \
+                   WHERE (version, name) > ($1, $2) ORDER BY version, name LIMIT $3";
+        let (mut version, mut name) = (after + 1, String::new());
+        loop {
+            let values = vec![version.into(), (&name).into(), HOSTS_AT_ONCE.into()];
+            let rows = session.rows(sql, values).await?;
+            if rows.is_empty() {
+                return Ok(());
+            }
+            for mut row in rows {
+                hosts.push(rows::host(&mut row, &self.sealer)?);
+            }
+            if let Some(last) = hosts.last() {
+                let last = &last.record.host;
+                version = last.version;
+                name.clone_from(&last.name);
+            }
+        }
     }
 
     /// One document, expired or not.
