@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::measure::{Flood, Latency, flood, mib, millis, rate, repeat, share};
 use super::{Times, watch};
-use crate::swarm::{Machine, Operator, Pace, Served, Settings, Swarm};
+use crate::swarm::{Machine, Operator, Pace, Served, Settings, Swarm, Usage};
 
 /// Callers of the flood of check-ins.
 const CALLERS: usize = 32;
@@ -30,6 +30,10 @@ pub(super) struct Figures {
     pub(super) creates_1: f64,
     /// Hosts a second, 16 clients.
     pub(super) creates_16: f64,
+    /// Processor time of one, and of what begins with it, milliseconds; one client.
+    pub(super) create_cpu_ms: f64,
+    /// Percent of the machine that others used meanwhile: neither conductor nor swarm.
+    pub(super) others_percent: f64,
     /// Figures of each size.
     pub(super) sizes: Vec<Size>,
     /// The deployments.
@@ -52,6 +56,8 @@ pub(super) struct Size {
     pub(super) enrols: f64,
     /// From the first enrolment of the wave until all hosts are available, seconds.
     pub(super) available_seconds: f64,
+    /// Processor time of one host's way from enrolment to available, milliseconds.
+    pub(super) available_cpu_ms: f64,
     /// Resident, MiB.
     pub(super) rss_mib: f64,
     /// Above the empty conductor's, KiB a host.
@@ -68,6 +74,8 @@ pub(super) struct Size {
     pub(super) event: Option<Latency>,
     /// `kill -9`, start, to the first good answer.
     pub(super) restart_ms: f64,
+    /// Processor time until then, milliseconds.
+    pub(super) restart_cpu_ms: f64,
     /// And until every host's agent or daemon has had an answer.
     pub(super) restart_all_seconds: f64,
 }
@@ -116,6 +124,7 @@ pub(super) async fn measure(binary: &Path, dir: &Path, times: &Times) -> Result<
         times,
         figures: Figures::default(),
     };
+    let (started, everybody, own) = (Instant::now(), Usage::of_everybody()?, bench.own()?);
     bench.idle().await?;
     let mut enrolled = 0;
     for (turn, &hosts) in times.sizes.iter().enumerate() {
@@ -126,6 +135,13 @@ pub(super) async fn measure(binary: &Path, dir: &Path, times: &Times) -> Result<
             bench.heartbeats(hosts).await?;
         }
     }
+    let own = bench.own()?.saturating_sub(own);
+    let others = Usage::of_everybody()?
+        .saturating_sub(everybody)
+        .saturating_sub(own);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    bench.figures.others_percent =
+        share(Duration::ZERO, others, started.elapsed()) / f64::from(u32::try_from(cores)?);
     let Bench { swarm, figures, .. } = bench;
     swarm.stop().await;
     Ok(figures)
@@ -140,6 +156,11 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
+    /// Processor time of the swarm and of every conductor so far.
+    fn own(&self) -> Result<Duration> {
+        Ok(Usage::own_and_of_ended_children()? + self.served.usage()?.cpu)
+    }
+
     async fn idle(&mut self) -> Result<()> {
         tokio::time::sleep(self.times.settle).await;
         let before = self.served.usage()?;
@@ -157,7 +178,7 @@ impl Bench<'_> {
             hosts,
             ..Size::default()
         };
-        let started = Instant::now();
+        let (started, before) = (Instant::now(), self.served.usage()?.cpu);
         size.enrols = self.enrol(enrolled, hosts).await?;
         tracing::info!(hosts, per_second = size.enrols, "enrolled");
         // A host with a daemon has been available long ago.
@@ -166,7 +187,14 @@ impl Bench<'_> {
             .until_state("available", hosts - deployed, PATIENCE)
             .await?;
         size.available_seconds = started.elapsed().as_secs_f64();
-        tracing::info!(hosts, seconds = size.available_seconds, "all are available");
+        let spent = self.served.usage()?.cpu.saturating_sub(before);
+        size.available_cpu_ms = millis(spent / u32::try_from(hosts - enrolled)?);
+        tracing::info!(
+            hosts,
+            seconds = size.available_seconds,
+            cpu_ms_a_host = size.available_cpu_ms,
+            "all are available"
+        );
         tokio::time::sleep(self.times.settle).await;
         self.at_rest(&mut size).await?;
         self.lists(&mut size).await?;
@@ -184,9 +212,11 @@ impl Bench<'_> {
             machines.split_at(0)
         };
         if !first.is_empty() {
-            let started = Instant::now();
+            let (started, before) = (Instant::now(), self.served.usage()?.cpu);
             self.operator.add_all(&self.swarm, first, 1).await?;
             self.figures.creates_1 = rate(first.len(), started.elapsed());
+            let spent = self.served.usage()?.cpu.saturating_sub(before);
+            self.figures.create_cpu_ms = millis(spent / u32::try_from(first.len())?);
         }
         let started = Instant::now();
         self.operator.add_all(&self.swarm, rest, 16).await?;
@@ -254,6 +284,7 @@ impl Bench<'_> {
         self.served.launch()?;
         let ready = self.served.until_ready(PATIENCE).await?;
         size.restart_ms = millis(ready);
+        size.restart_cpu_ms = millis(self.served.usage()?.cpu);
         let machines = &self.swarm.machines()[..size.hosts];
         let heard = |machine: &Arc<Machine>| {
             let at = usize::try_from(machine.number).unwrap_or(usize::MAX);
@@ -272,6 +303,7 @@ impl Bench<'_> {
         tracing::info!(
             hosts = size.hosts,
             ready_ms = size.restart_ms,
+            cpu_ms = size.restart_cpu_ms,
             all_in_touch_seconds = size.restart_all_seconds,
             "restarted"
         );

@@ -9,12 +9,15 @@ use anyhow::{Context, Result, ensure};
 use futures_util::StreamExt;
 use reqwest::Method;
 use serde_json::json;
+use tokio::sync::oneshot;
 
 use super::measure::Latency;
 use crate::swarm::{Machine, Operator};
 
 /// Between two changes.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long a watch may take to tell what is there already.
+const OPENING: Duration = Duration::from_mins(1);
 /// How long the last events may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The annotation that is changed; its value says which change it is.
@@ -27,9 +30,14 @@ pub(super) async fn latency(
     changes: usize,
 ) -> Result<Latency> {
     let seen = Arc::<Mutex<HashMap<String, Instant>>>::default();
-    let watcher = tokio::spawn(watch(operator.clone(), Arc::clone(&seen)));
-    // The stream begins with what is there already, or with nothing: either way it must be open.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (opened, open) = oneshot::channel();
+    let watcher = tokio::spawn(watch(operator.clone(), Arc::clone(&seen), opened));
+    // The stream begins with everything that is there, and then says how far it is.
+    let open = tokio::time::timeout(OPENING, open).await;
+    ensure!(
+        matches!(open, Ok(Ok(()))),
+        "the watch is not open after {OPENING:?}"
+    );
     let mut asked = Vec::with_capacity(changes);
     for (number, machine) in machines.iter().cycle().take(changes).enumerate() {
         let mark = format!("change-{number}-of-{}", std::process::id());
@@ -63,18 +71,29 @@ pub(super) async fn latency(
 }
 
 /// Notes when each mark was first read.
-async fn watch(operator: Operator, seen: Arc<Mutex<HashMap<String, Instant>>>) -> Result<()> {
+async fn watch(
+    operator: Operator,
+    seen: Arc<Mutex<HashMap<String, Instant>>>,
+    opened: oneshot::Sender<()>,
+) -> Result<()> {
     let request = operator.request(Method::GET, "/v1/hosts?watch=true");
     let response = request.timeout(Duration::from_mins(10)).send().await?;
     let status = response.status();
     ensure!(status.is_success(), "watching hosts: {status}");
     let mut stream = response.bytes_stream();
     let mut rest = Vec::new();
+    let mut opened = Some(opened);
     while let Some(chunk) = stream.next().await {
         rest.extend_from_slice(&chunk.context("reading the stream of events")?);
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = rest.drain(..=end).collect();
             let line = String::from_utf8_lossy(&line);
+            if line.trim_end() == "event: BOOKMARK"
+                && let Some(opened) = opened.take()
+            {
+                // Whoever waited may have lost patience.
+                let _ = opened.send(());
+            }
             if let Some(mark) = mark_in(&line) {
                 let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
                 seen.entry(mark).or_insert_with(Instant::now);

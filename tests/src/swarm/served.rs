@@ -189,18 +189,50 @@ impl Usage {
             .find_map(|line| line.strip_prefix("VmRSS:"))
             .and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok())
             .context("reading VmRSS")?;
-        // The name may hold spaces: fields are counted from its closing parenthesis.
-        let stat = read("stat")?;
-        let (_, fields) = stat.rsplit_once(')').context("reading stat")?;
-        let fields: Vec<&str> = fields.split_whitespace().collect();
-        let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<u64>().ok());
-        let ticks = ticks(11).zip(ticks(12)).context("reading processor time")?;
+        let [user, system, ..] = ticks_of(&read("stat")?)?;
         Ok(Self {
             rss: rss << 10,
-            // A tick is 10 ms on every Linux that we know.
-            cpu: Duration::from_millis((ticks.0 + ticks.1) * 10),
+            cpu: ticks(user + system),
         })
     }
+
+    /// Processor time of this process and of its children that have ended.
+    pub fn own_and_of_ended_children() -> Result<Duration> {
+        Ok(ticks(
+            ticks_of(&fs::read_to_string("/proc/self/stat")?)?
+                .iter()
+                .sum(),
+        ))
+    }
+
+    /// Processor time of everybody on the machine since it was switched on.
+    pub fn of_everybody() -> Result<Duration> {
+        let stat = fs::read_to_string("/proc/stat")?;
+        let line = stat.lines().next().context("reading /proc/stat")?;
+        // user nice system idle iowait irq softirq steal; guests are among the users.
+        let all: Vec<u64> = line
+            .split_whitespace()
+            .skip(1)
+            .take(8)
+            .filter_map(|text| text.parse().ok())
+            .collect();
+        ensure!(all.len() == 8, "reading /proc/stat: {line}");
+        Ok(ticks(all.iter().sum::<u64>() - all[3] - all[4]))
+    }
+}
+
+/// A tick is 10 ms on every Linux that we know.
+const fn ticks(count: u64) -> Duration {
+    Duration::from_millis(count * 10)
+}
+
+/// utime, stime, cutime, cstime of `/proc/PID/stat`.
+fn ticks_of(stat: &str) -> Result<[u64; 4]> {
+    // The name may hold spaces: fields are counted from its closing parenthesis.
+    let (_, fields) = stat.rsplit_once(')').context("reading stat")?;
+    let fields = fields.split_whitespace().skip(11).take(4);
+    let fields: Vec<u64> = fields.filter_map(|text| text.parse().ok()).collect();
+    fields.try_into().ok().context("reading processor time")
 }
 
 /// A port that nobody has at the moment.
