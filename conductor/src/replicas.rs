@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 use sqlx::PgPool;
@@ -170,37 +171,39 @@ async fn next(listener: &mut Option<PgListener>) -> Option<u64> {
     None
 }
 
-/// The document with the files that all replicas share.
+/// The document with [`IDENTITY`].
 const SHARED: (&str, &str) = ("Shared", "identity");
+/// Files of the state folder that make a conductor the one that hosts and people know: all replicas
+/// share them, and a backup has them.
+const IDENTITY: [&str; 3] = ["tls/ca.pem", "tls/ca.key", "admin.token"];
 
 /// Whether a replica was here before.
 pub(crate) async fn shares_files(database: &Database) -> Result<bool, StoreError> {
     Ok(database.document(SHARED.0, SHARED.1).await?.is_some())
 }
 
-/// Files that all replicas must share, in the state folder: made by whoever comes first, kept
-/// sealed in the database, written by everybody else.
-pub(crate) async fn share_files(
-    database: &Database,
-    dir: &Path,
-    files: &[&str],
-) -> anyhow::Result<()> {
-    use anyhow::Context;
+/// The identity that lies in the state folder.
+pub(crate) fn identity(dir: &Path) -> anyhow::Result<Document> {
     let (kind, name) = SHARED;
+    let mut secret = Map::new();
+    for file in IDENTITY {
+        let path = dir.join(file);
+        let text = std::fs::read_to_string(&path);
+        let text = text.with_context(|| format!("reading {}", path.display()))?;
+        secret.insert(file.to_owned(), Value::String(text));
+    }
+    Ok(Document {
+        secret: Some(Value::Object(secret)),
+        ..Document::new(kind, name, clock::now(), Value::Null)
+    })
+}
+
+/// The files that all replicas must share, in the state folder: made by whoever comes first, kept
+/// sealed in the database, written by everybody else.
+pub(crate) async fn share_files(database: &Database, dir: &Path) -> anyhow::Result<()> {
     if !shares_files(database).await? {
-        let mut secret = Map::new();
-        for file in files {
-            let path = dir.join(file);
-            let text = std::fs::read_to_string(&path);
-            let text = text.with_context(|| format!("reading {}", path.display()))?;
-            secret.insert((*file).to_owned(), Value::String(text));
-        }
-        let new = Document {
-            secret: Some(Value::Object(secret)),
-            ..Document::new(kind, name, clock::now(), Value::Null)
-        };
         let write = Write::Put {
-            document: Box::new(new),
+            document: Box::new(identity(dir)?),
             expect: Expect::Absent,
             with: Entries::default(),
         };
@@ -209,9 +212,14 @@ pub(crate) async fn share_files(
             Some(Err(error)) => return Err(error.into()),
         }
     }
-    let shared = database.document(kind, name).await?;
+    write_files(database, dir).await
+}
+
+/// Writes the identity that the database has into the state folder.
+async fn write_files(database: &Database, dir: &Path) -> anyhow::Result<()> {
+    let shared = database.document(SHARED.0, SHARED.1).await?;
     let shared = shared.and_then(|shared| shared.secret).unwrap_or_default();
-    for file in files {
+    for file in IDENTITY {
         let text = shared[file].as_str();
         let text = text.with_context(|| format!("the database has no {file}"))?;
         let path = dir.join(file);
@@ -220,6 +228,26 @@ pub(crate) async fn share_files(
             .with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
+}
+
+/// Takes the identity that came with a backup out of the database of a conductor that is alone,
+/// into its state folder. Whether there was one: older backups have none.
+pub(crate) async fn take_identity(database: &Database, dir: &Path) -> anyhow::Result<bool> {
+    if !shares_files(database).await? {
+        return Ok(false);
+    }
+    write_files(database, dir).await?;
+    let (kind, name) = SHARED;
+    let drop = Write::Drop {
+        kind: kind.to_owned(),
+        name: name.to_owned(),
+        expect: Expect::Anything,
+        with: Entries::default(),
+    };
+    match database.commit(&[drop]).await.pop() {
+        Some(Err(error)) => Err(error.into()),
+        _ => Ok(true),
+    }
 }
 
 /// The earliest contact that is asked for anew: what was written since the last look.

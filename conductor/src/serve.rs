@@ -178,8 +178,7 @@ async fn open_store(config: &Config) -> anyhow::Result<(Database, Ownership)> {
         tls::load_or_create(&dir.join("tls"), &config.names)?;
         admin_token(&dir.join("admin.token"))?;
     }
-    let files = ["tls/ca.pem", "tls/ca.key", "admin.token"];
-    replicas::share_files(&store, dir, &files).await?;
+    replicas::share_files(&store, dir).await?;
     Ok((store, Ownership::shared()))
 }
 

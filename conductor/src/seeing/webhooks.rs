@@ -3,7 +3,8 @@
 //!
 //! A webhook reads the store's log behind a cursor of its own that is stored, too: a receiver that
 //! is down for a day, or a conductor that was killed, costs repeats and loses nothing that the log
-//! still has; what was said of a host that was removed waits for a week. Each has its own task, so that a stuck receiver is waited for by nobody else.
+//! still has; what was said of a host that was removed waits for a week. Each has its own task, so
+//! that a stuck receiver is waited for by nobody else.
 //!
 //! Of several replicas one delivers at a time: the cursor names it, and is written only over the
 //! revision that was read. Who delivers renews; another takes over when it saw no renewal for a

@@ -14,6 +14,7 @@ use sqlx::AssertSqlSafe;
 
 use super::rows::seal_owner;
 use super::sql::{Pool, Session, Value};
+use super::{Document, StoreError};
 use crate::seal::Sealer;
 
 /// Of this form.
@@ -93,8 +94,17 @@ fn unusable(what: impl std::fmt::Display) -> BackupError {
     BackupError::Unusable(what.to_string())
 }
 
-/// Writes one state of everything; gives the number of rows.
-pub(crate) async fn dump(pool: &Pool, out: impl std::io::Write) -> Result<u64, BackupError> {
+/// A document as a row, for a backup that has more than the database.
+pub(crate) fn row_of(document: &Document, sealer: &Sealer) -> Result<Vec<Value>, StoreError> {
+    super::rows::document_values(document, document.revision, sealer)
+}
+
+/// Writes one state of everything, and further documents; gives the number of rows.
+pub(crate) async fn dump(
+    pool: &Pool,
+    further: &[Vec<Value>],
+    out: impl std::io::Write,
+) -> Result<u64, BackupError> {
     let mut out = Hashed {
         inner: std::io::BufWriter::new(out),
         hash: Sha256::new(),
@@ -108,6 +118,11 @@ pub(crate) async fn dump(pool: &Pool, out: impl std::io::Write) -> Result<u64, B
         count += dump_table(&mut session, table, &mut out).await?;
     }
     session.commit().await?;
+    for row in further {
+        let cells: Vec<_> = row.iter().map(to_json).collect();
+        out.line(&json!({"t": "documents", "r": cells}))?;
+        count += 1;
+    }
     let sha256 = to_hex(&out.hash.clone().finalize());
     out.line(&json!({"rows": count, "sha256": sha256}))?;
     out.inner.flush()?;
@@ -329,7 +344,7 @@ async fn number_on(session: &mut Session, last: i64) -> Result<(), sqlx::Error> 
 }
 
 /// Seals everything anew under the first key; what the older ones open stays readable meanwhile.
-pub(crate) async fn reseal(pool: &Pool, sealer: &Sealer) -> Result<u64, super::StoreError> {
+pub(crate) async fn reseal(pool: &Pool, sealer: &Sealer) -> Result<u64, StoreError> {
     let mut session = pool.begin().await?;
     let mut count = 0;
     for mut row in session

@@ -5,7 +5,7 @@ use ferrite_proto::digest::to_hex;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
-use super::rows::{micros, seal, seal_owner, to_json};
+use super::rows::{document_values, micros, seal, to_json};
 use super::sql::{Session, Value};
 use super::{AuditEntry, Contact, Document, Entries, Expect, Outcomes, Revision, StoreError};
 use super::{Stored, Write};
@@ -298,26 +298,7 @@ impl<'a> Batch<'a> {
         document: &Document,
         expect: Expect,
     ) -> Result<(), StoreError> {
-        let sealed = match &document.secret {
-            Some(secret) => {
-                let owner = seal_owner(&document.kind, &document.name);
-                Some(
-                    self.sealer
-                        .seal(&owner, to_json(&owner, secret)?.as_bytes())?,
-                )
-            }
-            None => None,
-        };
-        let mut values: Vec<Value> = vec![
-            (&document.kind).into(),
-            (&document.name).into(),
-            (&document.project).into(),
-            revision.into(),
-            document.created.as_microsecond().into(),
-            micros(document.expires),
-            to_json(&document.name, &document.body)?.into(),
-            sealed.into(),
-        ];
+        let mut values = document_values(document, revision, self.sealer)?;
         let sql = match expect {
             Expect::Absent => PUT_NEW,
             Expect::Anything => PUT_ANY,

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::sql::{Row, Value};
-use super::{AuditLine, Contact, Document, LogLine, Removed, StoreError, Stored};
+use super::{AuditLine, Contact, Document, LogLine, Removed, Revision, StoreError, Stored};
 use crate::lifecycle::record::Record;
 use crate::seal::Sealer;
 
@@ -38,6 +38,31 @@ pub(crate) fn seal(sealer: &Sealer, host: &Stored) -> Result<Vec<u8>, StoreError
     let shown = &host.record.host;
     let clear = serde_json::to_vec(&host.kept).map_err(|error| damaged(&shown.name, &error))?;
     Ok(sealer.seal(&shown.uid, &clear)?)
+}
+
+/// `kind, name, project, revision, created, expires, body, sealed`, to be stored.
+pub(crate) fn document_values(
+    document: &Document,
+    revision: Revision,
+    sealer: &Sealer,
+) -> Result<Vec<Value>, StoreError> {
+    let sealed = match &document.secret {
+        Some(secret) => {
+            let owner = seal_owner(&document.kind, &document.name);
+            Some(sealer.seal(&owner, to_json(&owner, secret)?.as_bytes())?)
+        }
+        None => None,
+    };
+    Ok(vec![
+        (&document.kind).into(),
+        (&document.name).into(),
+        (&document.project).into(),
+        revision.into(),
+        document.created.as_microsecond().into(),
+        micros(document.expires),
+        to_json(&document.name, &document.body)?.into(),
+        sealed.into(),
+    ])
 }
 
 /// `name, uid, version, generation, created, spec, status, runtime, secrets, project, labels,

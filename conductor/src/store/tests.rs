@@ -344,7 +344,7 @@ async fn a_backup_goes_from_one_kind_of_database_into_the_other() {
     let first = store(dir.path()).await;
     put_something_of_each(&first).await;
     let mut made = Vec::new();
-    backup::dump(first.pool(), &mut made).await.unwrap();
+    backup::dump(first.pool(), &[], &mut made).await.unwrap();
     assert!(!made.windows(7).any(|w| w == b"hunter2"));
     let sealer = sqlite_sealer(dir.path());
     for (at, byte) in [(made.len() / 2, b'~'), (made.len() - 20, b'0')] {
@@ -383,7 +383,7 @@ async fn a_backup_goes_from_one_kind_of_database_into_the_other() {
         .and_older(sqlite_sealer(dir.path()));
     assert_eq!(backup::reseal(second.pool(), &both).await.unwrap(), 3);
     let mut again = Vec::new();
-    backup::dump(second.pool(), &mut again).await.unwrap();
+    backup::dump(second.pool(), &[], &mut again).await.unwrap();
     let refused = backup::read(&again, &sealer);
     assert!(matches!(refused, Err(backup::BackupError::OtherKey)));
     backup::read(&again, &other).unwrap();
