@@ -9,6 +9,8 @@ PACKAGES := qemu-system-x86 ovmf seabios ipxe ipxe-qemu musl-tools gcc libc6-dev
 TARGET := $(CURDIR)/target
 BOOT := $(TARGET)/boot
 OS := $(TARGET)/lab/os.raw
+SCHEMATHESIS := $(TARGET)/schemathesis-venv
+SCHEMATHESIS_VERSION := 4.32.5
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 MUSL := x86_64-unknown-linux-musl
 AGENT := $(TARGET)/ferrite-agent
@@ -18,7 +20,7 @@ AS_ROOT := $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)")
 # The whole workspace each time: with fewer crates, cargo would build their dependencies anew.
 E2E := $(AS_ROOT) $(CARGO) test --workspace --test e2e
 
-.PHONY: lifecycle openapi demo test test-all unit simulate bench-deploy bench-conductor failover kills lint deps build agent boot os sudo clean help
+.PHONY: lifecycle openapi schemathesis demo test test-all unit simulate bench-deploy bench-conductor failover kills lint deps build agent boot os sudo clean help
 
 help:
 	@echo "make demo       one virtual host, from powered off to a running OS (KEEP=1 leaves the lab up)"
@@ -29,16 +31,18 @@ help:
 	@echo "make failover   three conductors on PostgreSQL, the busiest killed every 30 s under 200 deployments"
 	@echo "make kills      a conductor killed at each named point of every workflow, and started again"
 	@echo "make simulate   a whole conductor in a simulated world (SEEDS=100000 runs more, SEED=7 replays one)"
+	@echo "make schemathesis   every call of the OpenAPI document, with what it allows and what it does not"
 	@echo "make lint       formatting and lints, warnings denied"
 
 demo: deps build boot os
 	$(SUDO) $(TARGET)/debug/ferrite-lab demo $(if $(KEEP),--keep)
 
 test: deps lint unit build boot os
+	@$(MAKE) --no-print-directory schemathesis QUICK=1
 	$(E2E) -- --short
 
 test-all: deps $(if $(PART),,lint unit) build boot os
-	$(if $(PART),,@$(MAKE) --no-print-directory failover kills)
+	$(if $(PART),,@$(MAKE) --no-print-directory failover kills schemathesis)
 	$(E2E) -- $(if $(PART),--part $(PART),--all)
 
 # The long form: 200 deployments, and every 30 s a kill of the conductor that drives most hosts.
@@ -78,6 +82,17 @@ lifecycle:
 # The API's description, from its types; a test compares it.
 openapi:
 	WRITE_OPENAPI=1 $(CARGO) test --workspace --bins openapi
+
+# Each value that the document allows is taken, each other one refused, and no answer is another
+# than it says. As root: the conductor runs in a network without a way out.
+schemathesis: $(SCHEMATHESIS)/$(SCHEMATHESIS_VERSION)
+	$(CARGO) build --workspace --bins
+	$(SUDO) $(TARGET)/debug/ferrite-lab schemathesis --program $(SCHEMATHESIS)/bin/st $(if $(QUICK),--quick) $(ARGS)
+$(SCHEMATHESIS)/$(SCHEMATHESIS_VERSION):
+	rm -rf $(SCHEMATHESIS)
+	python3 -m venv $(SCHEMATHESIS)
+	$(SCHEMATHESIS)/bin/pip install --quiet --disable-pip-version-check schemathesis==$(@F)
+	touch $@
 
 lint:
 	@$(CARGO) clippy --version >/dev/null 2>&1 && $(CARGO) fmt --version >/dev/null 2>&1 \

@@ -139,6 +139,10 @@ codes! {
     AuditBroken = "audit-broken", Operator;
     /// There is no such thing.
     NotFound = "not-found", Operator;
+    /// It names something that is not there.
+    ReferenceMissing = "reference-missing", Operator;
+    /// The path names another thing than the body.
+    NameMismatch = "name-mismatch", Operator;
     /// There is such a thing already.
     AlreadyExists = "already-exists", Operator;
     /// What is followed from is too long ago.

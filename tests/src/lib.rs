@@ -22,6 +22,7 @@ pub mod net;
 pub mod odd_image;
 pub mod postgres;
 mod qmp;
+pub mod schemathesis;
 pub mod swarm;
 pub mod timeline;
 pub mod vm;

@@ -59,6 +59,8 @@ enum Task {
     BenchConductor(ferrite_tests::bench_conductor::BenchArgs),
     /// Play any number of servers in this process, against conductors that run already.
     Swarm(ferrite_tests::swarm::command::SwarmArgs),
+    /// Call a conductor in every way that its description allows, and in some that it does not.
+    Schemathesis(ferrite_tests::schemathesis::SchemathesisArgs),
     /// Take one virtual host from powered off and unknown to provisioned, before your eyes.
     Demo {
         /// Leave the lab up afterwards.
@@ -130,6 +132,7 @@ fn perform(cli: &Cli) -> Result<()> {
         Task::BenchDeploy => ferrite_tests::bench_deploy::run(),
         Task::BenchConductor(bench) => in_runtime(ferrite_tests::bench_conductor::run(bench)),
         Task::Swarm(swarm) => in_runtime(ferrite_tests::swarm::command::run(swarm)),
+        Task::Schemathesis(args) => ferrite_tests::schemathesis::run(args),
         Task::Demo { keep } => ferrite_tests::demo::run(*keep),
     }
 }

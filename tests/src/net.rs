@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -212,6 +212,17 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// Leaves the machine's network for one of loopback alone, for the rest of this process and what it
+/// starts. Threads that are there already stay behind: call it first.
+///
+/// # Errors
+/// Without root.
+pub fn without_a_way_out() -> Result<()> {
+    require_root()?;
+    unshare(CloneFlags::CLONE_NEWNET).context("leaving the machine's network")?;
+    run(&["ip", "link", "set", "lo", "up"]).map(drop)
 }
 
 /// Removes namespaces whose lab is dead; returns their names.

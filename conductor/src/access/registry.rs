@@ -24,9 +24,9 @@ const TOKEN: &str = "Token";
 const CERTIFICATE: &str = "Certificate";
 const BINDING: &str = "RoleBinding";
 /// Grants of one subject.
-const MOST_GRANTS: usize = 100;
+pub(crate) const MOST_GRANTS: usize = 100;
 /// Longest that a token may be made for, in seconds: a hundred years.
-const LONGEST: u64 = 100 * 366 * 86_400;
+pub(crate) const LONGEST: u64 = 100 * 366 * 86_400;
 
 /// The name of the token that the conductor makes at its first start.
 pub(crate) const FIRST_ADMIN: &str = "admin";
@@ -257,13 +257,7 @@ fn until(created: Timestamp, seconds: u64) -> Result<Timestamp, Problem> {
 
 /// Names end up in certificates, tokens and paths.
 pub(crate) fn check_name(name: &str) -> Result<(), Problem> {
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
-    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-    let fits = name.len() <= 63
-        && name.chars().all(plain)
-        && edge(name.chars().next())
-        && edge(name.chars().last());
-    if fits && name != FIRST_ADMIN {
+    if is_name(name) && name != FIRST_ADMIN {
         return Ok(());
     }
     let shown: String = name.chars().take(80).collect();
@@ -274,11 +268,21 @@ pub(crate) fn check_name(name: &str) -> Result<(), Problem> {
     ))
 }
 
+fn is_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    name.len() <= 63
+        && name.chars().all(plain)
+        && edge(name.chars().next())
+        && edge(name.chars().last())
+}
+
 fn check_subject(subject: &str) -> Result<(), Problem> {
     let kinds = ["user:", "group:", "token:", "certificate:"];
     let named = kinds.iter().find_map(|kind| subject.strip_prefix(kind));
     let plain = |name: &str| {
-        (1..=200).contains(&name.len()) && !name.chars().any(|c| c.is_control() || c == '/')
+        (1..=200).contains(&name.chars().count())
+            && !name.chars().any(|c| c.is_control() || c == '/')
     };
     if named.is_some_and(plain) {
         return Ok(());
@@ -299,16 +303,12 @@ fn check_grants(grants: &[Grant]) -> Result<(), Problem> {
     if grants.is_empty() || grants.len() > MOST_GRANTS {
         return invalid("there must be 1 to 100 grants");
     }
-    let named = |project: &str| {
-        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
-        (1..=63).contains(&project.len()) && project.chars().all(plain)
-    };
     if !grants
         .iter()
         .filter_map(|g| g.project.as_deref())
-        .all(named)
+        .all(is_name)
     {
-        return invalid("a project's name has a-z, 0-9, - and ., at most 63");
+        return invalid("a project's name has a-z, 0-9, - and . (not first or last), at most 63");
     }
     Ok(())
 }

@@ -10,11 +10,15 @@ use axum::response::Response;
 use bytes::Bytes;
 use ferrite_proto::problem::{Code, Problem};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::ApiError;
 
 /// Objects and lists within each other.
 const DEPTH: usize = 25;
+
+/// Up to here every integer is a number of its own: 2^53.
+const EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// A JSON body; what cannot be read is answered like every other error.
 #[derive(Debug)]
@@ -83,24 +87,54 @@ pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refused> {
         return Err(unreadable(what));
     }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let path = error.path().to_string();
-        let inner = error.into_inner();
-        if inner.is_data() {
-            misfit(&path, &inner.to_string())
-        } else {
-            unreadable(format!("the body is not JSON: {inner}"))
+    let value = match serde_path_to_error::deserialize(&mut reader) {
+        Ok(value) => value,
+        Err(error) => {
+            let path = error.path().to_string();
+            let inner = error.into_inner();
+            if !inner.is_data() {
+                return Err(unreadable(format!("the body is not JSON: {inner}")));
+            }
+            let value = serde_json::from_slice(bytes).ok();
+            let refused = || misfit(&path, &inner.to_string());
+            return value.and_then(read_whole).ok_or_else(refused);
         }
-    })?;
+    };
     let rest = reader.end();
     rest.map_err(|error| unreadable(format!("the body is not JSON: {error}")))?;
     Ok(value)
 }
 
 /// Reads a JSON value into a type.
-pub(crate) fn read_value<T: DeserializeOwned>(value: serde_json::Value) -> Result<T, Refused> {
-    serde_path_to_error::deserialize(value)
-        .map_err(|error| misfit(&error.path().to_string(), &error.inner().to_string()))
+pub(crate) fn read_value<T: DeserializeOwned>(value: Value) -> Result<T, Refused> {
+    serde_path_to_error::deserialize(&value).or_else(|error: serde_path_to_error::Error<_>| {
+        let refused = misfit(&error.path().to_string(), &error.inner().to_string());
+        read_whole(value).ok_or(refused)
+    })
+}
+
+/// Reads what was refused once more with `1.0` as the `1` that it is, to people and in JSON Schema,
+/// if there is any such number in it.
+fn read_whole<T: DeserializeOwned>(mut value: Value) -> Option<T> {
+    make_whole(&mut value).then(|| serde_json::from_value(value).ok())?
+}
+
+fn make_whole(value: &mut Value) -> bool {
+    match value {
+        Value::Number(number) => {
+            let whole = number.as_f64().filter(|_| number.is_f64());
+            let whole = whole.filter(|whole| whole.fract() == 0.0 && whole.abs() < EXACT);
+            // Without a fraction it is written as an integer is.
+            let whole = whole.and_then(|whole| format!("{whole:.0}").parse::<i64>().ok());
+            let Some(whole) = whole else { return false };
+            *number = whole.into();
+            true
+        }
+        // Each one: `any` would stop at the first.
+        Value::Array(all) => all.iter_mut().map(make_whole).fold(false, |a, b| a | b),
+        Value::Object(all) => all.values_mut().map(make_whole).fold(false, |a, b| a | b),
+        Value::Null | Value::Bool(_) | Value::String(_) => false,
+    }
 }
 
 fn misfit(path: &str, what: &str) -> Refused {
@@ -209,7 +243,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
 mod tests {
     use super::*;
     use ferrite_proto::host::HostManifest;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn refusal<T: DeserializeOwned>(text: &str) -> Refused {
         read::<T>(text.as_bytes()).err().unwrap()
@@ -229,6 +263,17 @@ mod tests {
             refused.problem.message,
             "spec.bot_mac: unknown field `bot_mac`"
         );
+    }
+
+    #[test]
+    fn an_integer_may_be_written_with_a_point() {
+        let read_one = |text: &str| read::<Vec<i32>>(text.as_bytes());
+        assert_eq!(read_one("[1.0, -2e0, 3]").unwrap(), [1, -2, 3]);
+        assert_eq!(read_value::<Vec<u8>>(json!([1.0])).unwrap(), [1]);
+        assert_eq!(read::<Vec<f64>>(b"[1.0, 1]").unwrap(), [1.0, 1.0]);
+        for bad in ["[1.5]", "[1e300]", "[1.0, \"1\"]"] {
+            assert_eq!(read_one(bad).unwrap_err().status, 422, "{bad}");
+        }
     }
 
     #[test]

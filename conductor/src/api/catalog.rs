@@ -5,7 +5,7 @@
 //! changes no host until it is written again.
 
 use ferrite_proto::catalog::{ClusterSpec, Image, Profile, ProfileSpec};
-use ferrite_proto::host::{Host, HostSpec};
+use ferrite_proto::host::{Host, HostManifest, HostSpec};
 use ferrite_proto::image::ImageRef;
 use ferrite_proto::merge;
 use ferrite_proto::problem::{Code, Problem};
@@ -15,15 +15,22 @@ use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
 use super::App;
+use super::error::Failure;
 use super::resources::Resource;
+use crate::lifecycle::intent;
 
 /// Fields that are each host's own.
-const NOT_IN_PROFILES: [&str; 3] = ["bmc", "boot_mac", "profile"];
+pub(super) const NOT_IN_PROFILES: [&str; 3] = ["bmc", "boot_mac", "profile"];
 
 /// Fills in what the manifest leaves to a profile and to an image's name.
-pub(crate) fn resolve(app: &App, whole: &mut Value, before: Option<&Host>) -> Result<(), Problem> {
+pub(crate) fn resolve(app: &App, whole: &mut Value, before: Option<&Host>) -> Result<(), Failure> {
+    let names = ["profile", "image_name"];
+    if names.iter().any(|field| text(whole, field).is_some()) {
+        // What is no manifest is not looked at for names.
+        super::body::read_value::<HostManifest>(whole.clone())?;
+    }
     take_profile(app, whole)?;
-    take_image(app, whole, before)
+    Ok(take_image(app, whole, before)?)
 }
 
 fn text(whole: &Value, field: &str) -> Option<String> {
@@ -92,10 +99,12 @@ fn take_image(app: &App, whole: &mut Value, before: Option<&Host>) -> Result<(),
 }
 
 fn named<R: Resource>(app: &App, name: &str, field: &str) -> Result<Value, Problem> {
+    intent::check_name(name)?;
     let found = app.hosts.documents().get(R::KIND, name);
     let found = found.ok_or_else(|| {
         let kind = R::KIND.to_ascii_lowercase();
-        invalid(
+        Problem::new(
+            Code::ReferenceMissing,
             format!("spec.{field}: there is no {kind} {name:?}"),
             format!("GET /v1/{kind}s names all"),
         )
@@ -126,19 +135,23 @@ pub(crate) fn check_profile(spec: &ProfileSpec) -> Result<(), Problem> {
     }
     let mut whole = json!({"bmc": {"address": "redfish://x", "username": "x"}});
     merge::apply(&mut whole, &Value::Object(spec.defaults.clone()));
-    let read = super::body::read_value::<HostSpec>(whole);
-    read.map(|_| ()).map_err(|refused| {
+    let read = super::body::read_value::<HostSpec>(whole).map_err(|refused| {
         let problem = Problem::from(refused);
         invalid(format!("spec.defaults.{}", problem.message), problem.advice)
-    })
+    })?;
+    intent::check_values(&read)
+}
+
+/// Whether a URL says nothing but where a server is.
+fn is_origin(url: &reqwest::Url) -> bool {
+    let alone = url.query().is_none() && url.fragment().is_none() && url.path() == "/";
+    alone && url.username().is_empty() && url.password().is_none()
 }
 
 /// Whether its endpoint and its CA can be used.
 pub(crate) fn check_cluster(spec: &ClusterSpec) -> Result<(), Problem> {
     let url = reqwest::Url::parse(&spec.endpoint).ok();
-    let good = url.filter(|url| {
-        url.scheme() == "https" && url.has_host() && url.username().is_empty() && url.path() == "/"
-    });
+    let good = url.filter(|url| url.scheme() == "https" && url.has_host() && is_origin(url));
     if good.is_none() || spec.endpoint.len() > 512 {
         return Err(invalid(
             "spec.endpoint is not https://HOST:PORT",

@@ -54,13 +54,14 @@ impl From<Problem> for ApiError {
 /// The status that a code is answered with.
 pub(crate) const fn status_of(code: Code) -> StatusCode {
     match code {
-        Code::QueryInvalid => StatusCode::BAD_REQUEST,
+        Code::QueryInvalid | Code::NameMismatch => StatusCode::BAD_REQUEST,
         Code::Unauthorized => StatusCode::UNAUTHORIZED,
         Code::AgentTicketRefused | Code::Forbidden => StatusCode::FORBIDDEN,
         Code::HostNotFound | Code::NotFound => StatusCode::NOT_FOUND,
         Code::HostExists
         | Code::AlreadyExists
         | Code::Conflict
+        | Code::ReferenceMissing
         | Code::Protected
         | Code::PlanChanged => StatusCode::CONFLICT,
         Code::RevisionGone => StatusCode::GONE,

@@ -59,17 +59,19 @@ pub(crate) async fn list(
     headers: HeaderMap,
     Query(query): Query<EventQuery>,
 ) -> Answered {
-    if query.watch {
-        let asked = number(query.resource_version.as_deref(), "resource_version")?;
-        let from = watch::from(&headers, asked);
-        return Ok(follow(app, &watchers, visible, query, from).await?);
-    }
+    // Nothing that cannot be read is passed over, also where a call has no use for it.
+    let asked = number(query.resource_version.as_deref(), "resource_version")?;
+    let before = number(query.before.as_deref(), "continue")?;
     let limit = query.limit.unwrap_or(PAGE);
     if limit == 0 || limit > MOST {
         return Err(invalid(format!("limit is 1 to {MOST}, not {limit}")).into());
     }
+    if query.watch {
+        let from = watch::from(&headers, asked);
+        return Ok(follow(app, &watchers, visible, query, from).await?);
+    }
     let newest = newest(&app).await?;
-    let before = number(query.before.as_deref(), "continue")?.unwrap_or(newest + 1);
+    let before = before.unwrap_or(newest + 1);
     let (items, next) = page(&app, &query, &visible, before, limit).await?;
     Ok(Json(FleetEvents {
         api_version: ApiVersion::V1,
@@ -162,6 +164,10 @@ async fn follow(
     tokio::spawn(async move {
         let _slot = slot;
         let stop = app.stop.clone();
+        // The reader hears at once that it is heard, and from where on.
+        if bookmark(&sender, "Event", at).await.is_err() {
+            return;
+        }
         while say(&app, &query, &visible, &sender, &mut at).await.is_ok() {
             let heard = tokio::select! {
                 next = changes.recv() => next.map(|_| ()),

@@ -117,9 +117,14 @@ pub(crate) async fn get(
     Path(name): Path<String>,
     Query(query): Query<After>,
 ) -> Answered {
+    if query.wait > LONGEST_WAIT {
+        let what = format!("wait is 0 to {LONGEST_WAIT}, not {}", query.wait);
+        let advice = "call again when the time is over";
+        return Err(Problem::new(Code::QueryInvalid, what, advice).into());
+    }
     let above = query.after;
     if let (Some(after), Some(mut versions)) = (above, app.hosts.follow(&name)) {
-        let wait = Duration::from_secs(query.wait.min(LONGEST_WAIT));
+        let wait = Duration::from_secs(query.wait);
         tokio::select! {
             _ = versions.wait_for(|version| *version > after) => {}
             () = tokio::time::sleep(wait) => {}
@@ -245,7 +250,7 @@ async fn change(
 
 pub(super) fn misnamed(path: &str, body: &str) -> Problem {
     Problem::new(
-        Code::RequestInvalid,
+        Code::NameMismatch,
         format!("metadata.name is {body:?}, but the call is of {path:?}"),
         "a name cannot be changed: give the same in both",
     )

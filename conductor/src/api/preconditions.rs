@@ -1,12 +1,12 @@
 //! `If-Match` and `If-None-Match`: a change of what the caller has seen, or none; and the `ETag`
 //! that they compare with, which is the `resourceVersion`.
 
-use std::convert::Infallible;
-
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use ferrite_proto::problem::{Code, Problem};
+
+use super::ApiError;
 
 /// What must hold of what is stored.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,15 +18,15 @@ pub(crate) struct Preconditions {
 }
 
 impl<S: Sync> FromRequestParts<S> for Preconditions {
-    type Rejection = Infallible;
+    type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(Self::read(&parts.headers))
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        Self::read(&parts.headers).map_err(ApiError)
     }
 }
 
 impl Preconditions {
-    fn read(headers: &HeaderMap) -> Self {
+    fn read(headers: &HeaderMap) -> Result<Self, Problem> {
         let text = |name: HeaderName| {
             let all: Vec<_> = headers
                 .get_all(name)
@@ -39,10 +39,19 @@ impl Preconditions {
             let tags = text.split(',').map(|tag| tag.trim().trim_matches('"'));
             tags.map(str::to_owned).collect()
         };
-        Self {
-            matches: text(header::IF_MATCH).map(tags),
-            absent: text(header::IF_NONE_MATCH).is_some_and(|text| text.trim() == "*"),
+        let none = text(header::IF_NONE_MATCH);
+        if let Some(other) = none.as_deref().filter(|text| text.trim() != "*") {
+            let shown: String = other.chars().take(80).collect();
+            return Err(Problem::new(
+                Code::QueryInvalid,
+                format!("If-None-Match is {shown:?}"),
+                "give `*`, which means: only when there is none yet",
+            ));
         }
+        Ok(Self {
+            matches: text(header::IF_MATCH).map(tags),
+            absent: none.is_some(),
+        })
     }
 
     /// Whether they hold of what is there, by its version.
@@ -82,7 +91,7 @@ mod tests {
     fn holds(name: &'static str, value: &'static str, there: Option<u64>) -> bool {
         let mut headers = HeaderMap::new();
         headers.insert(name, HeaderValue::from_static(value));
-        Preconditions::read(&headers).check(there).is_ok()
+        Preconditions::read(&headers).unwrap().check(there).is_ok()
     }
 
     #[test]

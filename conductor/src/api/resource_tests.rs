@@ -92,7 +92,6 @@ async fn a_manifest_that_means_something_else_is_refused() {
     for (place, value) in [
         ("/apiVersion", json!("ferrite/v9")),
         ("/kind", json!("Image")),
-        ("/metadata/name", json!("b")),
         ("/metadata/labels", json!({"a b": "c"})),
         ("/metadata/labels", json!({"a": "-"})),
         ("/metadata/project", json!("P")),
@@ -107,6 +106,46 @@ async fn a_manifest_that_means_something_else_is_refused() {
         let (status, said) = code(&conductor, "PUT", "/v1/hosts/a", &bad).await;
         assert_eq!((status, said.as_str()), (422, "request-invalid"), "{bad}");
     }
+    let (status, said) = code(&conductor, "PUT", "/v1/hosts/a", &manifest("b", 1)).await;
+    assert_eq!((status, said.as_str()), (400, "name-mismatch"));
+}
+
+#[tokio::test]
+async fn what_is_valid_by_the_document_is_taken_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let conductor = Conductor::start(dir.path()).await;
+    let post = async |path: &str, body: &Value| code(&conductor, "POST", path, body).await.0;
+    let mut host = manifest("a", 1);
+    host["spec"]["priority"] = json!(7.0);
+    assert_eq!(post("/v1/hosts?dry_run=true", &host).await, 200);
+    host["spec"]["priority"] = json!(7.5);
+    assert_eq!(post("/v1/hosts?dry_run=true", &host).await, 422);
+    let profile = |defaults: Value| {
+        json!({"apiVersion": "ferrite/v1", "kind": "Profile", "metadata": {"name": "p"},
+            "spec": {"defaults": defaults}})
+    };
+    for bad in [
+        json!({"priority": 1001}),
+        json!({"group": "G"}),
+        json!({"image": {"url": "file:///x", "allow_unverified": true}}),
+    ] {
+        assert_eq!(post("/v1/profiles", &profile(bad)).await, 422);
+    }
+    assert_eq!(
+        post("/v1/profiles", &profile(json!({"priority": 9}))).await,
+        201
+    );
+    let get = async |path: &str| code(&conductor, "GET", path, &Value::Null).await.0;
+    for bad in [
+        "hosts?resource_version=null",
+        "events?limit=0&watch=true",
+        "hosts/a?wait=61",
+    ] {
+        assert_eq!(get(&format!("/v1/{bad}")).await, 400, "{bad}");
+    }
+    assert_eq!(get(&format!("/v1/audit?after={}", u64::MAX)).await, 200);
+    let refused = conductor.with("PUT", "/v1/hosts/a", ("if-none-match", "\"7\""), &host);
+    assert_eq!(refused.await, 400);
 }
 
 impl Conductor {
@@ -198,7 +237,7 @@ async fn a_list_comes_in_pages_and_by_selectors() {
     for bad in [
         "limit=0",
         "limit=1001",
-        "continue=x",
+        "continue=X",
         "label_selector=(",
         "watched=true",
     ] {
@@ -359,7 +398,7 @@ async fn a_host_takes_what_an_image_and_a_profile_stand_for() {
     assert!(gone["spec"].get("image_name").is_none() && gone["spec"]["image"].is_null());
     host["spec"]["profile"] = json!("nothing");
     let (status, said) = code(&conductor, "PUT", "/v1/hosts/a", &host).await;
-    assert_eq!((status, said.as_str()), (422, "request-invalid"));
+    assert_eq!((status, said.as_str()), (409, "reference-missing"));
 }
 
 #[tokio::test]

@@ -290,7 +290,8 @@ fn invalid(message: impl Into<String>, advice: impl Into<String>) -> Problem {
     Problem::new(Code::RequestInvalid, message, advice)
 }
 
-fn check_name(name: &str) -> Result<(), Problem> {
+/// Whether something can be called so.
+pub(crate) fn check_name(name: &str) -> Result<(), Problem> {
     let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
     let good = name.len() <= 63
@@ -358,6 +359,19 @@ fn only_bmc_password(secrets: HostSecrets) -> HostSecrets {
 
 /// What no conductor takes.
 pub(crate) fn check_spec(spec: &HostSpec) -> Result<(), Problem> {
+    check_values(spec)?;
+    match (spec.boot_via, spec.boot_mac) {
+        (_, None) if spec.externally_provisioned => Ok(()),
+        (BootVia::Pxe, None) => Err(invalid(
+            "spec.boot_mac is missing: booting over PXE, the host is known by its MAC",
+            "give --boot-mac, or --boot-via virtual-media",
+        )),
+        (BootVia::Pxe, Some(_)) | (BootVia::VirtualMedia, _) => Ok(()),
+    }
+}
+
+/// What no conductor takes of a host, nor of a profile.
+pub(crate) fn check_values(spec: &HostSpec) -> Result<(), Problem> {
     if let Some(image) = &spec.image {
         image
             .validate()
@@ -385,14 +399,7 @@ pub(crate) fn check_spec(spec: &HostSpec) -> Result<(), Problem> {
             ));
         }
     }
-    match (spec.boot_via, spec.boot_mac) {
-        (_, None) if spec.externally_provisioned => Ok(()),
-        (BootVia::Pxe, None) => Err(invalid(
-            "spec.boot_mac is missing: booting over PXE, the host is known by its MAC",
-            "give --boot-mac, or --boot-via virtual-media",
-        )),
-        (BootVia::Pxe, Some(_)) | (BootVia::VirtualMedia, _) => Ok(()),
-    }
+    Ok(())
 }
 
 fn check_secrets(secrets: &HostSecrets) -> Result<(), Problem> {

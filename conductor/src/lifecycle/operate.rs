@@ -19,9 +19,11 @@ use super::{Kind, StepName, Workflow};
 use crate::crash::{self, Moment, Work as Point};
 
 /// Steps that can be chosen at once.
-const MOST_STEPS: usize = 16;
+pub(crate) const MOST_STEPS: usize = 16;
 /// Characters of all `authorized_keys` of a rescue.
-const MOST_KEYS: usize = 16 << 10;
+pub(crate) const MOST_KEYS: usize = 32;
+/// Characters of each: as many as a key of 8192 bits of RSA has, and a comment.
+pub(crate) const KEY_CHARS: usize = 2048;
 /// Hex digits of a plan's id.
 const ID_DIGITS: usize = 12;
 
@@ -63,11 +65,16 @@ impl Change {
     /// The rescue ramdisk on a provisioned host.
     pub(crate) fn rescue(&mut self, secret: RescueSecret) -> Result<(), Problem> {
         let keys = &secret.authorized_keys;
-        let bad = |key: &String| key.chars().any(char::is_control) || key.trim().is_empty();
-        if keys.iter().map(String::len).sum::<usize>() > MOST_KEYS || keys.iter().any(bad) {
+        let bad = |key: &String| {
+            let is_long = key.chars().count() > KEY_CHARS;
+            is_long || key.chars().any(char::is_control) || key.trim().is_empty()
+        };
+        if keys.len() > MOST_KEYS || keys.iter().any(bad) {
             return Err(Problem::new(
                 Code::RequestInvalid,
-                "authorized_keys: each must be one line, all together at most 16 KiB",
+                format!(
+                    "authorized_keys: at most {MOST_KEYS}, each one line of at most {KEY_CHARS}"
+                ),
                 "give each key as it stands in a .pub file",
             ));
         }

@@ -18,7 +18,7 @@ pub(super) fn describe(all: &mut Document) {
         .answers::<WhoAmI>(200, "The caller.");
     let number = |most: u64| json!({"type": "integer", "minimum": 0, "maximum": most});
     all.call("GET", "/v1/audit", "listAudit", "The audit log.")
-        .query("after", &number(i64::MAX as u64), "Only lines after this.")
+        .query("after", &number(u64::MAX), "Only lines after this.")
         .query("limit", &number(u64::from(u32::MAX)), "At most so many.")
         .answers::<AuditList>(200, "Lines, oldest first, and the log's end.");
 }

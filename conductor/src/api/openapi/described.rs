@@ -17,7 +17,7 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::{Call, Document};
+use super::{Call, Document, rules};
 
 /// Any JSON object: a merge patch may lack everything.
 struct AnyObject;
@@ -31,6 +31,21 @@ impl PartialSchema for AnyObject {
 }
 
 impl ToSchema for AnyObject {}
+
+/// A manifest with what a host that is not there yet needs.
+struct NewHost;
+
+impl PartialSchema for NewHost {
+    fn schema() -> RefOr<Schema> {
+        HostManifest::schema()
+    }
+}
+
+impl ToSchema for NewHost {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        HostManifest::schemas(schemas);
+    }
+}
 
 /// What calls are grouped by.
 pub(super) const TAGS: [(&str, &str); 4] = [
@@ -60,14 +75,9 @@ pub(super) fn tag(path: &str) -> &'static str {
 pub(super) fn path_parameter(name: &str) -> Value {
     match name {
         "subject" => json!({"type": "string", "maxLength": 212,
-            "pattern": "^(user|group|token|certificate):[^/\\x00-\\x1f\\x7f]{1,200}$"}),
-        _ => name_schema(),
+            "pattern": r"^(user|group|token|certificate):[^/\x00-\x1f\x7f-\x9f]{1,200}$"}),
+        _ => json!({"type": "string", "minLength": 1, "maxLength": 63, "pattern": rules::NAME}),
     }
-}
-
-fn name_schema() -> Value {
-    json!({"type": "string", "minLength": 1, "maxLength": 63,
-        "pattern": "^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$"})
 }
 
 fn count(least: u64, most: u64) -> Value {
@@ -114,20 +124,19 @@ fn listed(call: Call<'_>) -> Call<'_> {
     const WATCH: &str = "Follow changes as server-sent events instead of listing.";
     const VERSION: &str = "Where a watch goes on: the `resourceVersion` of a list. Without it the \
                            watch begins with everything.";
-    let text = json!({"type": "string", "maxLength": 4096});
+    let text = json!({"type": "string"});
+    let place = json!({"type": "string", "maxLength": 63, "pattern": rules::PLACE});
+    let labels = json!({"type": "string", "format": "label-selector", "pattern": rules::LABELS});
+    let fields = json!({"type": "string", "format": "field-selector", "pattern": rules::FIELDS});
     let version = json!({"type": "string", "pattern": "^[0-9]{0,18}$"});
     call.query(
         "limit",
         &count(1, 1000),
         "Things on a page; 1000 when absent.",
     )
-    .query(
-        "continue",
-        &json!({"type": "string"}),
-        "From the page before.",
-    )
-    .query("label_selector", &text, "`a=b,c!=d,e in (x,y),!f`")
-    .query("field_selector", &text, "`status.state=available`")
+    .query("continue", &place, "From the page before.")
+    .query("label_selector", &labels, "`a=b,c!=d,e in (x,y),!f`")
+    .query("field_selector", &fields, "`status.state=available`")
     .query("project", &text, "Only of this project.")
     .query("watch", &json!({"type": "boolean"}), WATCH)
     .query("resource_version", &version, VERSION)
@@ -161,7 +170,7 @@ fn hosts(all: &mut Document) {
     listed(call.answers::<HostList>(200, "The hosts that the caller may see."));
     let call = all.call("POST", "/v1/hosts", "createHost", "Enrols a host.");
     dry_run(call)
-        .body::<HostManifest>()
+        .body::<NewHost>()
         .answers::<Host>(200, "The host as it would be: a dry run.")
         .answers::<Host>(201, "The host.")
         .or(&[409]);
@@ -173,7 +182,7 @@ fn one_host(all: &mut Document) {
     const NONE: &str = "`*`: only when there is none yet.";
     const AFTER: &str = "Answer once its version is above this one.";
     all.call("GET", PATH, "readHost", "A host.")
-        .query("after", &count(0, i64::MAX as u64), AFTER)
+        .query("after", &count(0, u64::MAX), AFTER)
         .query("wait", &count(0, 60), WAIT)
         .answers::<Host>(200, "The host.");
     let summary = "What is wanted of a host, whole: enrols or changes it.";
@@ -297,7 +306,7 @@ fn resources<R: ToSchema, L: ToSchema>(all: &mut Document, plural: &str, one: &s
 }
 
 fn fleet(all: &mut Document) {
-    let text = json!({"type": "string", "maxLength": 63});
+    let text = json!({"type": "string"});
     let place = json!({"type": "string", "pattern": "^[0-9]{0,18}$"});
     let time = json!({"type": "string", "format": "date-time"});
     let call = all.call(
@@ -347,12 +356,14 @@ fn fleet(all: &mut Document) {
 
 /// What is told by those who look on.
 fn seeing(all: &mut Document) {
+    const LINES: &str = "A line as it comes; or how many were missed by a reader too slow.";
     let path = "/v1/hosts/{name}/logs";
     let summary = "The last lines of a host's agent; as a stream with `follow`.";
     all.call("GET", path, "readAgentLogs", summary)
-        .query("tail", &count(0, u64::from(u32::MAX)), "At most so many.")
+        .query("tail", &count(0, u64::MAX), "At most so many.")
         .query("follow", &json!({"type": "boolean"}), "Go on as they come.")
-        .answers::<LogLines>(200, "Newest last.");
+        .answers::<LogLines>(200, "Newest last.")
+        .or_stream(&["line", "missed"], LINES);
     let summary = "What help needs, in one file, without secrets.";
     all.call("GET", "/v1/support-bundle", "supportBundle", summary)
         .answers_otherwise(200, Some("application/gzip"), "A tar.gz.");

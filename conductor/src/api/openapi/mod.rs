@@ -6,6 +6,7 @@
 
 mod access;
 mod described;
+mod rules;
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -32,6 +33,7 @@ fn document() -> Value {
     described::describe(&mut all);
     access::describe(&mut all);
     all.schema::<ferrite_proto::api::ErrorBody>();
+    rules::state(&mut all.schemas);
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -241,12 +243,27 @@ impl Call<'_> {
     }
 
     /// The answer may be a stream of server-sent events instead.
-    fn streams(mut self) -> Self {
-        let stream = json!({"schema": {"type": "string",
-            "description": "Events `ADDED`, `MODIFIED`, `DELETED` and `BOOKMARK`, each with `id`, \
-                            the version, and `data`: `{\"type\", \"object\"}`."}});
+    fn streams(self) -> Self {
+        const WHAT: &str = "An event of the stream. `id` is the version to go on from; `data` is \
+                            JSON: `{\"type\", \"object\"}`.";
+        let words = ["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"];
+        self.or_stream(&words, WHAT).or(&[410])
+    }
+
+    /// The answer may be a stream of such events instead.
+    fn or_stream(mut self, words: &[&str], what: &str) -> Self {
+        let stream = json!({"schema": {
+            "type": "object",
+            "description": what,
+            "properties": {
+                "event": {"type": "string", "enum": words},
+                "id": {"type": "string", "pattern": "^[0-9]+$"},
+                "data": {"type": "string", "contentMediaType": "application/json"},
+            },
+            "required": ["event", "data"],
+        }});
         self.operation()["responses"]["200"]["content"]["text/event-stream"] = stream;
-        self.or(&[410])
+        self
     }
 
     /// May refuse so.
@@ -306,6 +323,18 @@ mod tests {
         );
         let more: Vec<_> = described.difference(&table).collect();
         assert!(more.is_empty(), "not in access::table::TABLE: {more:?}");
+    }
+
+    #[test]
+    fn every_rule_is_of_a_place_that_is_there() {
+        let mut all = Document::default();
+        described::describe(&mut all);
+        access::describe(&mut all);
+        let missed = rules::state(&mut all.schemas);
+        assert!(
+            missed.is_empty(),
+            "rules.rs names what is not there: {missed:?}"
+        );
     }
 
     #[test]
