@@ -536,8 +536,8 @@ impl Hosts {
             .is_some_and(|live| self.roll.progress(&live, order, progress, clock::now()))
     }
 
-    /// What is seen of a host. Before this conductor started, and while its clock skipped time,
-    /// nobody could be heard: silence counts from then.
+    /// What is seen of a host. Before this conductor started, while its clock skipped time, and
+    /// while its store kept everybody waiting, nobody could be heard: silence counts from then.
     pub(crate) fn observed<'a>(&self, name: &str, limits: &'a Limits) -> Observed<'a> {
         let seen = self.live(name).map(|live| live.seen());
         let seen = seen.unwrap_or_default();
@@ -546,6 +546,7 @@ impl Hosts {
         let past = |at: Option<Timestamp>| at.filter(|at| *at <= now);
         let steady_since = past(clock::steady_since());
         let started = past(Some(self.started)).max(steady_since);
+        let started = started.max(past(self.writer.held_up()));
         Observed {
             agent_seen: past(seen.agent).max(started),
             daemon_seen: past(seen.daemon).max(started),

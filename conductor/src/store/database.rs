@@ -10,6 +10,7 @@ use ferrite_proto::api::HostEvent;
 use ferrite_proto::host::Run;
 use ferrite_proto::inventory::Inventory;
 use jiff::Timestamp;
+use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
@@ -47,6 +48,11 @@ impl Database {
         // One connection: SQLite has one writer anyway, and nobody ever waits for a lock.
         let pool = SqlitePoolOptions::new()
             .max_connections(1)
+            // SQLite ends a transaction by itself when the disk is full. sqlx counts it as open
+            // for ever, and would begin no other: such a connection is closed.
+            .before_acquire(|connection, _| {
+                Box::pin(async move { Ok(!connection.is_in_transaction()) })
+            })
             .connect_with(options)
             .await?;
         sqlx::migrate!("./migrations/sqlite").run(&pool).await?;

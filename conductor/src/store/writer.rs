@@ -8,9 +8,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::{Contact, Outcomes, Revision, Store, StoreError, Write};
+use crate::clock;
 use crate::seeing::Seeing;
 
 /// Writes of one transaction.
@@ -21,6 +24,8 @@ const MOST_CONTACTS: usize = 2048;
 const QUEUE: usize = 4096;
 /// How long a contact waits for company.
 const CONTACTS: Duration = Duration::from_secs(1);
+/// A transaction that takes longer keeps hosts waiting, and not the other way round.
+const LONG: Duration = Duration::from_secs(1);
 
 /// Learns what was committed, in the order of revisions, before the writers are answered.
 pub(crate) trait Follower: Send + Sync {
@@ -40,7 +45,18 @@ struct Job {
 pub(crate) struct Writer {
     jobs: mpsc::Sender<Job>,
     contacts: Arc<Mutex<BTreeMap<String, Contact>>>,
-    trouble: Arc<Mutex<Option<StoreError>>>,
+    pulse: Arc<Mutex<Pulse>>,
+}
+
+/// How the store has been.
+#[derive(Debug, Default)]
+struct Pulse {
+    /// Why the last transaction failed, if it did.
+    trouble: Option<StoreError>,
+    /// When the present one was begun.
+    begun: Option<Instant>,
+    /// The last moment at which one was known to fail, or to take long.
+    held_up: Option<Timestamp>,
 }
 
 impl fmt::Debug for Writer {
@@ -58,26 +74,35 @@ impl Writer {
     ) -> Self {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let contacts = Arc::<Mutex<BTreeMap<_, _>>>::default();
-        let trouble = Arc::<Mutex<_>>::default();
+        let pulse = Arc::<Mutex<Pulse>>::default();
         let task = Task {
             store,
             follower,
             queue,
             contacts: Arc::clone(&contacts),
-            trouble: Arc::clone(&trouble),
+            pulse: Arc::clone(&pulse),
             seeing,
         };
         tokio::spawn(task.run());
         Self {
             jobs,
             contacts,
-            trouble,
+            pulse,
         }
     }
 
     /// Why the last transaction failed, if it did.
     pub(crate) fn trouble(&self) -> Option<StoreError> {
-        lock(&self.trouble).clone()
+        lock(&self.pulse).trouble.clone()
+    }
+
+    /// Until when the store was last known to keep everybody waiting, in vain or not.
+    pub(crate) fn held_up(&self) -> Option<Timestamp> {
+        let pulse = lock(&self.pulse);
+        if pulse.begun.is_some_and(|begun| begun.elapsed() > LONG) {
+            return Some(clock::now());
+        }
+        pulse.held_up
     }
 
     /// Writes, and waits until it lasts.
@@ -108,7 +133,7 @@ struct Task {
     follower: Arc<dyn Follower>,
     queue: mpsc::Receiver<Job>,
     contacts: Arc<Mutex<BTreeMap<String, Contact>>>,
-    trouble: Arc<Mutex<Option<StoreError>>>,
+    pulse: Arc<Mutex<Pulse>>,
     seeing: Arc<Seeing>,
 }
 
@@ -139,7 +164,8 @@ impl Task {
         if writes.is_empty() {
             return;
         }
-        let started = std::time::Instant::now();
+        let started = Instant::now();
+        lock(&self.pulse).begun = Some(started);
         let outcomes = self.store.commit(&writes).await;
         let took = started.elapsed();
         tracing::trace!(writes = writes.len(), ?took, "committed");
@@ -149,8 +175,14 @@ impl Task {
             Ok(_) | Err(_) => None,
         };
         let trouble = outcomes.iter().find_map(failed);
-        lock(&self.trouble).clone_from(&trouble);
-        if trouble.is_some() {
+        let is_failed = trouble.is_some();
+        let mut pulse = lock(&self.pulse);
+        if is_failed || took > LONG {
+            pulse.held_up = Some(clock::now());
+        }
+        (pulse.trouble, pulse.begun) = (trouble, None);
+        drop(pulse);
+        if is_failed {
             self.follower.doubtful();
             self.keep_contacts(contacts);
         }
