@@ -101,7 +101,7 @@ fn source() -> Source {
             Some(Shown {
                 version: host.version,
                 project: host.project.clone(),
-                json: serde_json::to_value(&host).ok()?,
+                json: Box::new(move || serde_json::to_value(&host).unwrap_or_default()),
             })
         }),
     }

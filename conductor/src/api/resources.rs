@@ -111,7 +111,7 @@ fn source<R: Resource>() -> Source {
             Some(Shown {
                 version: document.revision,
                 project: String::new(),
-                json: shown::<R>(&document),
+                json: Box::new(move || shown::<R>(&document)),
             })
         }),
     }

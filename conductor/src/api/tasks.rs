@@ -76,11 +76,11 @@ fn source() -> Source {
         names: Box::new(|app| app.hosts.names()),
         read: Box::new(|app, name| {
             let stored = app.hosts.stored(name).ok()?;
-            let host = &stored.record.host;
+            let (host, task) = (&stored.record.host, task(&stored)?);
             Some(Shown {
                 version: host.version,
                 project: host.project.clone(),
-                json: serde_json::to_value(task(&stored)?).ok()?,
+                json: Box::new(move || serde_json::to_value(task).unwrap_or_default()),
             })
         }),
     }

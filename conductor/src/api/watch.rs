@@ -64,14 +64,21 @@ pub(crate) fn from(headers: &HeaderMap, asked: Option<u64>) -> Option<u64> {
 }
 
 /// A resource as it is now.
-#[derive(Debug)]
 pub(crate) struct Shown {
     /// Of its last change.
     pub(crate) version: u64,
     /// Whose it is.
     pub(crate) project: String,
-    /// The resource.
-    pub(crate) json: Value,
+    /// Writes the resource: most of what it costs, and not always wanted.
+    pub(crate) json: Box<dyn FnOnce() -> Value + Send>,
+}
+
+impl std::fmt::Debug for Shown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shown")
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Gives all names.
@@ -215,8 +222,8 @@ impl Watch {
     /// Everything as it is, for a reader that knows nothing.
     async fn tell_all(&mut self) -> Result<(), Ended> {
         for name in (self.source.names)(&self.app) {
-            if let Some(shown) = self.seen(&name) {
-                tell(&self.sender, "ADDED", shown.version, &shown.json).await?;
+            if let Some((version, json)) = self.seen(&name) {
+                tell(&self.sender, "ADDED", version, &json).await?;
                 self.told.insert(name);
             }
         }
@@ -226,7 +233,7 @@ impl Watch {
     /// What the reader missed; what it saw before is not known, so it counts as seen.
     async fn catch_up(&mut self, missed: Vec<Changed>) -> Result<(), Ended> {
         for name in (self.source.names)(&self.app) {
-            if self.seen(&name).is_some() {
+            if self.sees(&name) {
                 self.told.insert(name);
             }
         }
@@ -267,11 +274,11 @@ impl Watch {
         let name = &changed.name;
         match seen {
             // A later change is on its way, and says it all.
-            Some(shown) if shown.version > changed.revision => Ok(()),
-            Some(shown) => {
+            Some((version, _)) if version > changed.revision => Ok(()),
+            Some((_, json)) => {
                 let new = self.told.insert(name.clone());
                 let word = if new { "ADDED" } else { "MODIFIED" };
-                tell(&self.sender, word, changed.revision, &shown.json).await
+                tell(&self.sender, word, changed.revision, &json).await
             }
             None if self.told.remove(name) => {
                 let gone = json!({
@@ -284,10 +291,24 @@ impl Watch {
         }
     }
 
-    /// One as it is now, if the reader may see it and asked for it.
-    fn seen(&self, name: &str) -> Option<Shown> {
+    /// Whether the reader may see one and asked for it.
+    fn sees(&self, name: &str) -> bool {
+        let shown = self.visible(name);
+        shown.is_some_and(|shown| {
+            self.selectors.is_empty() || self.selectors.select_json(&(shown.json)())
+        })
+    }
+
+    /// The version of one, and what it is now, if the reader may see it and asked for it.
+    fn seen(&self, name: &str) -> Option<(u64, Value)> {
+        let shown = self.visible(name)?;
+        let json = (shown.json)();
+        let meant = self.selectors.is_empty() || self.selectors.select_json(&json);
+        meant.then_some((shown.version, json))
+    }
+
+    fn visible(&self, name: &str) -> Option<Shown> {
         let shown = (self.source.read)(&self.app, name)?;
-        let meant = self.selectors.is_empty() || self.selectors.select_json(&shown.json);
-        (self.visible.sees(&shown.project) && meant).then_some(shown)
+        self.visible.sees(&shown.project).then_some(shown)
     }
 }
