@@ -7,6 +7,7 @@ use std::time::Duration;
 use ferrite_proto::operation::Work;
 use ferrite_proto::problem::{Code, Problem};
 use jiff::Timestamp;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -31,10 +32,15 @@ const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// lost, one of the name of another that was just leaving.
 const ROUND: Duration = Duration::from_secs(5);
 
+/// BMCs that are looked at at once. After a start all of ten thousand are due: each has an open file
+/// and buffers. Not what switches: it was decided for now.
+const LOOKS: usize = 512;
+
 /// The tasks of all hosts.
 #[derive(Debug, Clone)]
 pub(crate) struct Driver {
     world: Arc<World>,
+    looks: Arc<Semaphore>,
     tasks: Arc<Mutex<Tasks>>,
     stop: CancellationToken,
 }
@@ -84,6 +90,7 @@ impl Driver {
         let names = world.hosts.names();
         let driver = Self {
             world,
+            looks: Arc::new(Semaphore::new(LOOKS)),
             tasks: Arc::default(),
             stop,
         };
@@ -148,10 +155,10 @@ impl Driver {
             ended: CancellationToken::new(),
         };
         tasks.driven.insert(name.clone(), reins.clone());
-        let world = Arc::clone(&self.world);
+        let (world, looks) = (Arc::clone(&self.world), Arc::clone(&self.looks));
         tasks.all.spawn(async move {
             let _ended = reins.ended.drop_guard();
-            keep_driving(world, &name, reins.stop).await;
+            keep_driving(world, looks, &name, reins.stop).await;
             name
         });
     }
@@ -187,10 +194,16 @@ impl Driver {
 }
 
 /// Drives a host until it is gone. A panic is a bug; that host must not be left alone for it.
-async fn keep_driving(world: Arc<World>, name: &str, stop: CancellationToken) {
+async fn keep_driving(
+    world: Arc<World>,
+    looks: Arc<Semaphore>,
+    name: &str,
+    stop: CancellationToken,
+) {
     loop {
         let task = HostTask {
             world: Arc::clone(&world),
+            looks: Arc::clone(&looks),
             bmc: BmcClient::default(),
             name: name.to_owned(),
         };
@@ -208,6 +221,7 @@ async fn keep_driving(world: Arc<World>, name: &str, stop: CancellationToken) {
 
 struct HostTask {
     world: Arc<World>,
+    looks: Arc<Semaphore>,
     bmc: BmcClient,
     name: String,
 }
@@ -303,6 +317,10 @@ impl HostTask {
     }
 
     async fn act(&mut self, stored: &Stored, action: Action) -> Result<Turn, Problem> {
+        let _look = match action {
+            Action::Identify | Action::ReadPower => self.looks.acquire().await.ok(),
+            _ => None,
+        };
         let started = std::time::Instant::now();
         execute::outside(&self.world, &mut self.bmc, stored, action).await?;
         tracing::debug!(host = %self.name, ?action, elapsed = ?started.elapsed(), "acted");

@@ -17,7 +17,7 @@ use crate::swarm::{Machine, Operator, Pace, Served, Settings, Swarm, Usage};
 /// Callers of the flood of check-ins.
 const CALLERS: usize = 32;
 /// How long a wave of hosts may take.
-const PATIENCE: Duration = Duration::from_mins(6);
+const PATIENCE: Duration = Duration::from_mins(10);
 
 /// What it came to.
 #[derive(Debug, Default, Serialize)]
