@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ferrite_proto::problem::{Code, Problem};
+use jiff::Timestamp;
+use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -26,6 +28,28 @@ struct Shared {
 struct Held {
     until: Option<Instant>,
     fences: BTreeMap<String, u64>,
+    facts: Facts,
+}
+
+/// What people want to know of a replica.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Facts {
+    /// Its id.
+    pub(crate) replica: String,
+    /// All that are alive, itself too, when it looked last.
+    pub(crate) alive: Vec<String>,
+    /// When it renewed its lease last.
+    pub(crate) renewed: Option<Timestamp>,
+    /// Renewals that failed.
+    pub(crate) missed: u64,
+    /// Hosts that it took: new ones, and those of replicas that are gone.
+    pub(crate) taken: u64,
+    /// Hosts that it left to others, so that each has its share.
+    pub(crate) handed_over: u64,
+    /// Whether it may drive now.
+    pub(crate) drives: bool,
+    /// The hosts that it drives, each with the fence of its lease.
+    pub(crate) leases: BTreeMap<String, u64>,
 }
 
 impl Shared {
@@ -84,6 +108,23 @@ impl Ownership {
         }
     }
 
+    /// Notes something for people.
+    pub(crate) fn note(&self, change: impl FnOnce(&mut Facts)) {
+        if let Some(shared) = &self.shared {
+            change(&mut shared.held().facts);
+        }
+    }
+
+    /// What this replica is and has; none when there are no others.
+    pub(crate) fn facts(&self) -> Option<Facts> {
+        let held = self.shared.as_ref()?.held();
+        Some(Facts {
+            drives: held.until.is_some_and(|until| until > Instant::now()),
+            leases: held.fences.clone(),
+            ..held.facts.clone()
+        })
+    }
+
     /// There is something new to take.
     pub(crate) fn wake(&self) {
         if let Some(shared) = &self.shared {
@@ -114,6 +155,10 @@ mod tests {
         shared.hold(vec![("a".into(), 7)], until);
         assert_eq!(shared.fence("a").unwrap(), Some(7));
         assert!(shared.fence("b").is_err());
+        shared.note(|facts| facts.taken += 1);
+        let facts = shared.facts().unwrap();
+        assert_eq!((facts.taken, facts.drives, facts.leases["a"]), (1, true, 7));
+        assert_eq!(Ownership::default().facts(), None);
         tokio::time::advance(Duration::from_secs(4)).await;
         assert!(shared.fence("a").is_err() && !shared.is_valid());
     }

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock;
 use crate::hosts::Hosts;
 use crate::lifecycle::driver::Driver;
+use crate::store::backup;
 use crate::store::commit::CHANNEL;
 use crate::store::database::Database;
 use crate::store::leases::{Leases, TTL};
@@ -66,6 +67,9 @@ impl Replica {
                 () = self.hosts.ownership().woken() => {}
             }
             let turn = tokio::time::timeout(BELIEVED, self.turn()).await;
+            if !matches!(turn, Ok(Ok(()))) {
+                self.hosts.ownership().note(|facts| facts.missed += 1);
+            }
             match turn {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(%error, "the lease is not renewed"),
@@ -86,6 +90,11 @@ impl Replica {
     pub(crate) async fn turn(&self) -> Result<(), StoreError> {
         let until = Instant::now() + BELIEVED;
         let alive = self.leases.renew(&self.id).await?;
+        self.hosts.ownership().note(|facts| {
+            facts.replica.clone_from(&self.id);
+            facts.alive.clone_from(&alive);
+            facts.renewed = Some(clock::now());
+        });
         let all = self.leases.hosts().await?;
         let share = all.div_ceil(alive.len().max(1) as u64);
         let mut held = self.leases.owned(&self.id).await?;
@@ -99,6 +108,8 @@ impl Replica {
             let taken = self.leases.claim(&self.id, share - has).await?;
             if !taken.is_empty() {
                 tracing::info!(replica = self.id, hosts = taken.len(), "took hosts");
+                let count = taken.len() as u64;
+                self.hosts.ownership().note(|facts| facts.taken += count);
                 held.extend(taken);
             }
         }
@@ -108,6 +119,7 @@ impl Replica {
     async fn hand_over(&self, host: &str) -> Result<(), StoreError> {
         self.hosts.ownership().drop(host);
         self.driver.stop_driving(host).await;
+        self.hosts.ownership().note(|facts| facts.handed_over += 1);
         self.leases.release(&self.id, host).await
     }
 
@@ -237,17 +249,8 @@ pub(crate) async fn take_identity(database: &Database, dir: &Path) -> anyhow::Re
         return Ok(false);
     }
     write_files(database, dir).await?;
-    let (kind, name) = SHARED;
-    let drop = Write::Drop {
-        kind: kind.to_owned(),
-        name: name.to_owned(),
-        expect: Expect::Anything,
-        with: Entries::default(),
-    };
-    match database.commit(&[drop]).await.pop() {
-        Some(Err(error)) => Err(error.into()),
-        _ => Ok(true),
-    }
+    backup::forget(database.pool(), SHARED.0, SHARED.1).await?;
+    Ok(true)
 }
 
 /// The earliest contact that is asked for anew: what was written since the last look.

@@ -78,8 +78,12 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&beside, path)?;
-    path.parent()
-        .map_or(Ok(()), |dir| std::fs::File::open(dir)?.sync_all())
+    match path.parent() {
+        // A bare name lies in the present folder.
+        Some(dir) if dir.as_os_str().is_empty() => std::fs::File::open(".")?.sync_all(),
+        Some(dir) => std::fs::File::open(dir)?.sync_all(),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -202,6 +202,7 @@ async fn a_backup_under_writes_is_restored_elsewhere_and_the_key_changes() -> Re
     second.refuses("restore", &file, "another key")?;
     std::fs::copy(first.key(), second.key())?;
     second.does("restore", Some(&file))?;
+    second.refuses("restore", &file, "not empty")?;
     let served = second.serve().await?;
     is_the_same(&first, &served, (sure, all), 5000).await?;
     drop(served);

@@ -23,8 +23,7 @@ use crate::seeing::{gather, metrics};
 /// `GET /metrics`
 pub(crate) async fn figures(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     let (hosts, limits) = (&app.hosts, &app.world.limits);
-    let figures = &hosts.seeing().metrics;
-    let text = figures.text(hosts.tallies(), limits, clock::now());
+    let text = crate::seeing::figures(hosts, limits, clock::now());
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 

@@ -27,6 +27,9 @@ pub(crate) struct Arguments {
     pub(crate) connection: Connection,
 }
 
+/// Where packages put the configuration.
+const CONFIG: &str = "/etc/ferrite/ferrite.toml";
+
 /// Which conductor, and how answers look.
 #[derive(Debug, Args)]
 pub(crate) struct Connection {
@@ -100,7 +103,7 @@ pub(crate) enum Command {
         /// The file; it must not be there yet.
         file: PathBuf,
         /// The conductor's configuration.
-        #[arg(long)]
+        #[arg(long, default_value = CONFIG)]
         config: PathBuf,
     },
     /// Bring a backup into a new, empty store. The conductor must be stopped.
@@ -108,7 +111,7 @@ pub(crate) enum Command {
         /// The backup.
         file: PathBuf,
         /// The conductor's configuration.
-        #[arg(long)]
+        #[arg(long, default_value = CONFIG)]
         config: PathBuf,
     },
     /// Work with the key under which secrets are sealed.
@@ -136,7 +139,7 @@ pub(crate) enum KeyCommand {
     /// the old one in `store.old_key_files`, and start the conductor anew.
     Rotate {
         /// The conductor's configuration.
-        #[arg(long)]
+        #[arg(long, default_value = CONFIG)]
         config: PathBuf,
     },
 }

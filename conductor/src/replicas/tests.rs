@@ -89,6 +89,25 @@ impl One {
     }
 }
 
+/// What people see of a replica that has five of ten hosts, and of its lease.
+fn is_seen(one: &One, taken: u64, handed_over: u64) {
+    let facts = one.replica.hosts.ownership().facts().unwrap();
+    assert_eq!((facts.taken, facts.handed_over), (taken, handed_over));
+    assert_eq!((facts.alive.len(), facts.leases.len()), (2, 5));
+    let limits = crate::lifecycle::record::Limits::default();
+    let now = crate::clock::now();
+    let text = crate::seeing::figures(&one.replica.hosts, &limits, now);
+    let id = &one.replica.id;
+    for line in [
+        format!("ferrite_replicas{{replica=\"{id}\"}} 2\n"),
+        format!("ferrite_replica_leases{{replica=\"{id}\"}} 5\n"),
+        format!("ferrite_replica_taken_total{{replica=\"{id}\"}} {taken}\n"),
+        format!("ferrite_replica_renewed_seconds{{replica=\"{id}\"}} "),
+    ] {
+        assert!(text.contains(&line), "no {line} in {text}");
+    }
+}
+
 /// One server, one story: shares, hand over, take over, a stale owner, a server that went away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hosts_have_one_driver_whoever_comes_and_goes() {
@@ -113,6 +132,8 @@ async fn hosts_have_one_driver_whoever_comes_and_goes() {
     a.replica.turn().await.unwrap();
     b.replica.turn().await.unwrap();
     assert_eq!((a.driven().len(), b.driven().len()), (5, 5));
+    is_seen(&a, 10, 5);
+    is_seen(&b, 5, 0);
     assert!(b.driven().iter().all(|name| !a.driven().contains(name)));
     let name = &a.driven()[0];
     let refused = b

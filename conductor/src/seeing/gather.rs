@@ -52,8 +52,7 @@ pub(crate) async fn facts(app: &App) -> Result<Facts, Problem> {
     let seeing = app.hosts.seeing();
     let place = &seeing.place().cloned().unwrap_or_default();
     let hosts = app.hosts.list(&Visible::all());
-    let tallies = app.hosts.tallies();
-    let figures = seeing.metrics.text(tallies, &app.world.limits, now);
+    let figures = super::figures(&app.hosts, &app.world.limits, now);
     let end = app.hosts.log_end().await?;
     let events = app
         .hosts
@@ -81,6 +80,9 @@ pub(crate) async fn facts(app: &App) -> Result<Facts, Problem> {
             Told::Json(certificates(place)),
         ),
     ];
+    if let Some(replica) = app.hosts.ownership().facts() {
+        files.push(("replica.json".to_owned(), Told::Json(json!(replica))));
+    }
     let in_error = hosts.iter().filter(|host| host.status.error.is_some());
     for host in in_error.take(AGENTS) {
         let lines = seeing.agent_lines.tail(&host.name, AGENT_LINES);

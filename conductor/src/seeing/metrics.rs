@@ -19,8 +19,9 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::process;
+use super::{process, replica};
 use crate::lifecycle::record::{Limits, Record};
+use crate::ownership::Facts;
 use crate::roll::Seen;
 
 /// What `/metrics` is answered as.
@@ -131,6 +132,7 @@ pub(crate) struct Metrics {
     registry: Registry,
     counted: Counted,
     asked: Mutex<Asked>,
+    replica: replica::Figures,
     waits: Mutex<BTreeMap<String, Option<Timestamp>>>,
 }
 
@@ -192,10 +194,13 @@ impl Default for Metrics {
         counted.register(registry.sub_registry_with_prefix("ferrite"));
         asked.register(registry.sub_registry_with_prefix("ferrite"));
         asked.register_process(&mut registry);
+        let replica = replica::Figures::default();
+        replica.register(registry.sub_registry_with_prefix("ferrite"));
         Self {
             registry,
             counted,
             asked: Mutex::new(asked),
+            replica,
             waits: Mutex::default(),
         }
     }
@@ -352,6 +357,11 @@ fn since(from: Timestamp, to: Timestamp) -> f64 {
 }
 
 impl Metrics {
+    /// What this replica is and has, of several.
+    pub(super) fn replica(&self, facts: &Facts, now: Timestamp) {
+        self.replica.set(facts, now);
+    }
+
     /// Everything, as Prometheus reads it.
     pub(crate) fn text(
         &self,

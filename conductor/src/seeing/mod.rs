@@ -12,6 +12,7 @@ pub(crate) mod measured;
 pub(crate) mod metrics;
 pub(crate) mod outlets;
 mod process;
+mod replica;
 mod traces;
 pub(crate) mod webhooks;
 
@@ -21,6 +22,8 @@ use ferrite_proto::host::Run;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+use crate::hosts::Hosts;
+use crate::lifecycle::record::Limits;
 use crate::store::Stored;
 use gather::Place;
 use logs::{AgentLines, OwnLines};
@@ -39,6 +42,15 @@ pub(crate) struct Seeing {
     place: OnceLock<Place>,
     /// Where runs that ended go to become traces.
     runs: OnceLock<mpsc::Sender<Run>>,
+}
+
+/// All figures of a conductor, as Prometheus reads them.
+pub(crate) fn figures(hosts: &Hosts, limits: &Limits, now: Timestamp) -> String {
+    let metrics = &hosts.seeing().metrics;
+    if let Some(facts) = hosts.ownership().facts() {
+        metrics.replica(&facts, now);
+    }
+    metrics.text(hosts.tallies(), limits, now)
 }
 
 impl Seeing {

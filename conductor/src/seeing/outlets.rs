@@ -104,8 +104,7 @@ async fn serve_figures(listener: std::net::TcpListener, served: Served, stop: Ca
 
 async fn figures(State(served): State<Arc<Served>>) -> impl IntoResponse {
     let (hosts, limits) = &*served;
-    let figures = &hosts.seeing().metrics;
-    let text = figures.text(hosts.tallies(), limits, clock::now());
+    let text = super::figures(hosts, limits, clock::now());
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text)
 }
 

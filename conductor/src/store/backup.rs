@@ -308,6 +308,14 @@ pub(crate) async fn restore(pool: &Pool, rows: Vec<Row>) -> Result<(), BackupErr
     Ok(session.commit().await?)
 }
 
+/// Removes a document that nobody follows, as if it had never been there.
+pub(crate) async fn forget(pool: &Pool, kind: &str, name: &str) -> Result<(), StoreError> {
+    let mut session = pool.begin().await?;
+    let sql = "DELETE FROM documents WHERE kind = $1 AND name = $2";
+    session.run(sql, vec![kind.into(), name.into()]).await?;
+    Ok(session.commit().await?)
+}
+
 /// The last place in the hosts' logs that anybody knows of, though its line may be gone: no later
 /// line may have it, or webhooks would pass over it.
 fn last_event(rows: &[Row]) -> i64 {
