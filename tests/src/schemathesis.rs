@@ -25,9 +25,9 @@ pub struct SchemathesisArgs {
     /// Only what is made from the document without chance: under a minute.
     #[arg(long)]
     quick: bool,
-    /// Of what chance makes.
-    #[arg(long, default_value_t = 1)]
-    seed: u32,
+    /// Other values than those that are the same each time.
+    #[arg(long)]
+    seed: Option<u32>,
     /// Further arguments of `st run`.
     #[arg(last = true)]
     more: Vec<String>,
@@ -70,12 +70,15 @@ fn call(args: &SchemathesisArgs, url: &str, state: &Path) -> Result<()> {
         .arg("--config-file")
         .arg(&args.settings)
         .args(["run", &format!("{url}/openapi.json")])
-        .args(["--seed", &args.seed.to_string()])
         .arg("--tls-verify")
         .arg(state.join("ca.pem"))
         .args(&args.more)
         .env("FERRITE_TOKEN", token.trim())
         .stdin(Stdio::null());
+    match args.seed {
+        Some(seed) => command.args(["--seed", &seed.to_string()]),
+        None => command.arg("--generation-deterministic"),
+    };
     if args.quick {
         command.args(["--phases", "examples,coverage"]);
     }

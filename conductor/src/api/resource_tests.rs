@@ -164,8 +164,26 @@ impl Conductor {
         reply.status().as_u16()
     }
 
+    /// The text of the first two events of a stream.
+    async fn began(&self, path: &str) -> Vec<String> {
+        let events = self.events(path).await;
+        let texts = events.map(|chunk| String::from_utf8(chunk.unwrap().to_vec()).unwrap());
+        texts.take(2).collect().await
+    }
+
     /// A stream of events, each as its type and its object.
     async fn watch(&self, path: &str) -> impl futures_util::Stream<Item = (String, Value)> + Unpin {
+        let events = self.events(path).await;
+        Box::pin(events.map(|chunk| {
+            let text = String::from_utf8(chunk.unwrap().to_vec()).unwrap();
+            let data = text.lines().find_map(|line| line.strip_prefix("data: "));
+            let data: Value = serde_json::from_str(data.unwrap()).unwrap();
+            let word = data["type"].as_str().unwrap().to_owned();
+            (word, data["object"].clone())
+        }))
+    }
+
+    async fn events(&self, path: &str) -> axum::body::BodyDataStream {
         let request = Request::get(path)
             .header("authorization", format!("Bearer {ADMIN}"))
             .body(HttpBody::empty())
@@ -174,14 +192,7 @@ impl Conductor {
         let reply = router(app).oneshot(request).await.unwrap();
         assert_eq!(reply.status(), 200, "{path}");
         assert_eq!(reply.headers()["content-type"], "text/event-stream");
-        let body = reply.into_body().into_data_stream();
-        Box::pin(body.map(|chunk| {
-            let text = String::from_utf8(chunk.unwrap().to_vec()).unwrap();
-            let data = text.lines().find_map(|line| line.strip_prefix("data: "));
-            let data: Value = serde_json::from_str(data.unwrap()).unwrap();
-            let word = data["type"].as_str().unwrap().to_owned();
-            (word, data["object"].clone())
-        }))
+        reply.into_body().into_data_stream()
     }
 }
 
@@ -307,6 +318,9 @@ async fn a_watch_tells_what_is_and_what_comes_and_goes() {
     conductor.admin("POST", "/v1/hosts", manifest("a", 1)).await;
     let mut all = conductor.watch("/v1/hosts?watch=true").await;
     assert_eq!(next(&mut all).await, "ADDED a");
+    let began = conductor.began("/v1/hosts?watch=true").await;
+    assert!(began[0].contains("event: ADDED") && !began[0].contains("id:"));
+    assert!(began[1].contains("event: BOOKMARK") && began[1].contains("id:"));
     let path = "/v1/hosts?watch=true&label_selector=rack=r2";
     let mut selected = conductor.watch(path).await;
     let list = conductor.admin("GET", "/v1/hosts", Value::Null).await;

@@ -1,5 +1,11 @@
-//! Following changes: server-sent events from a version on. Each event's `id` is the revision, so
-//! that a client that was cut off goes on with `Last-Event-ID`.
+//! Following changes: server-sent events from a version on. Each change's `id` is its revision, so
+//! that a client that was cut off goes on with `Last-Event-ID`. What is there when a watch begins
+//! comes by name, not by revision, and has no `id`: a client that is cut off in the middle of it
+//! begins again, and misses nothing. The bookmark after it is the first place to go on from.
+//!
+//! `DELETED` tells of a thing that is gone by its name only: there is nothing else left of it. One
+//! that is there and no longer selected is told as it is now. How far a step is between two changes
+//! is not told here; whoever wants it reads the host.
 //!
 //! A reader that takes nothing for a while is cut off; one that is merely slow gets the last state
 //! of what it missed, not each one in between. There are so many watchers and no more.
@@ -159,8 +165,21 @@ pub(crate) async fn tell(
     id: u64,
     object: &Value,
 ) -> Result<(), Ended> {
+    send(sender, word, Some(id), object).await
+}
+
+async fn send(
+    sender: &mpsc::Sender<Event>,
+    word: &str,
+    id: Option<u64>,
+    object: &Value,
+) -> Result<(), Ended> {
     let data = json!({"type": word, "object": object}).to_string();
-    let event = Event::default().event(word).id(id.to_string()).data(data);
+    let event = Event::default().event(word).data(data);
+    let event = match id {
+        Some(id) => event.id(id.to_string()),
+        None => event,
+    };
     match tokio::time::timeout(PATIENCE, sender.send(event)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(Ended),
@@ -222,8 +241,8 @@ impl Watch {
     /// Everything as it is, for a reader that knows nothing.
     async fn tell_all(&mut self) -> Result<(), Ended> {
         for name in (self.source.names)(&self.app) {
-            if let Some((version, json)) = self.seen(&name) {
-                tell(&self.sender, "ADDED", version, &json).await?;
+            if let Some((_, json)) = self.seen(&name) {
+                send(&self.sender, "ADDED", None, &json).await?;
                 self.told.insert(name);
             }
         }
@@ -281,13 +300,24 @@ impl Watch {
                 tell(&self.sender, word, changed.revision, &json).await
             }
             None if self.told.remove(name) => {
-                let gone = json!({
-                    "apiVersion": "ferrite/v1", "kind": self.source.kind,
-                    "metadata": {"name": name, "resourceVersion": changed.revision.to_string()},
-                });
+                let gone = self.gone(changed);
                 tell(&self.sender, "DELETED", changed.revision, &gone).await
             }
             None => Ok(()),
+        }
+    }
+
+    /// One that the reader has no longer: all that is known of it, and may be.
+    fn gone(&self, changed: &Changed) -> Value {
+        let there = self.visible(&changed.name);
+        match there.filter(|_| changed.what != What::Removed) {
+            Some(shown) => (shown.json)(),
+            None => json!({
+                "apiVersion": "ferrite/v1", "kind": self.source.kind,
+                "metadata": {
+                    "name": changed.name, "resourceVersion": changed.revision.to_string(),
+                },
+            }),
         }
     }
 

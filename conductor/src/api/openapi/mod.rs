@@ -244,8 +244,9 @@ impl Call<'_> {
 
     /// The answer may be a stream of server-sent events instead.
     fn streams(self) -> Self {
-        const WHAT: &str = "An event of the stream. `id` is the version to go on from; `data` is \
-                            JSON: `{\"type\", \"object\"}`.";
+        const WHAT: &str = "An event of the stream. `id` is the version to go on from; what is \
+                            there when a watch begins has none. `data` is JSON: `{\"type\", \
+                            \"object\"}`. Of what is gone, the object has the name only.";
         let words = ["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"];
         self.or_stream(&words, WHAT).or(&[410])
     }
