@@ -71,8 +71,6 @@ works! {
     BeginManualClean = "begin-manual-clean" [Before, After],
     BeginService = "begin-service" [Before, After],
     BeginRescue = "begin-rescue" [Before, After],
-    // Whoever asks to leave the rescue begins its steps in that very change.
-    BeginUnrescue = "begin-unrescue" [],
     OrderRescue = "order-rescue" [Before, After],
     Admit = "admit" [Before, After],
     Yield = "yield" [Before, After],
@@ -148,8 +146,8 @@ impl From<Action> for Work {
             Action::BeginSteps(Kind::Deploy) => Self::BeginDeploy,
             Action::BeginSteps(Kind::ManualClean) => Self::BeginManualClean,
             Action::BeginSteps(Kind::Service) => Self::BeginService,
-            Action::BeginSteps(Kind::Rescue) => Self::BeginRescue,
-            Action::BeginSteps(Kind::Unrescue) => Self::BeginUnrescue,
+            // The way out of rescue begins with the request for it.
+            Action::BeginSteps(Kind::Rescue | Kind::Unrescue) => Self::BeginRescue,
             Action::Order(StepName::Rescue) => Self::OrderRescue,
             Action::Admit(_) => Self::Admit,
             Action::Yield => Self::Yield,

@@ -30,6 +30,14 @@ guards! {
     WishStillCurrent,
     /// An order that was called off before the agent took it does not begin.
     CalledOffIsNotBegun,
+    /// A host that is paused, or detached, is left alone.
+    HeldIsLeftAlone,
+    /// Where people are to approve, nothing is destroyed before they have.
+    ApprovedBeforeDestroyed,
+    /// A protected host is not erased.
+    ProtectedIsNotErased,
+    /// The password of a rescue goes with it.
+    PasswordGoesWithTheRescue,
     /// No order goes to a host that is being deleted.
     NoOrderWhileDeleting,
     /// A boot ticket opens one session.

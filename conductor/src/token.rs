@@ -18,6 +18,15 @@ pub(crate) fn random() -> Secret<String> {
     Secret::new(BASE64_URL_SAFE_NO_PAD.encode(bytes()))
 }
 
+/// A new UUID of version 4 (RFC 9562): what tells a thing from another of its name.
+pub(crate) fn uid() -> String {
+    let mut half = [0; 16];
+    half.copy_from_slice(&bytes()[..16]);
+    uuid::Builder::from_random_bytes(half)
+        .into_uuid()
+        .to_string()
+}
+
 #[cfg(not(test))]
 fn bytes() -> [u8; 32] {
     rand::random()

@@ -31,6 +31,7 @@ use crate::hosts::shown;
 use crate::lifecycle::change::Change;
 use crate::lifecycle::intent;
 use crate::roll::HOST;
+use crate::token;
 
 /// Longest that a reader may wait for a change.
 const LONGEST_WAIT: u64 = 60;
@@ -146,7 +147,7 @@ pub(crate) async fn create(
 
 async fn enrol(app: &App, manifest: HostManifest, query: DryRun) -> Answered {
     check_bmc(app, &manifest.spec.bmc)?;
-    let uid = uuid::Uuid::new_v4().to_string();
+    let uid = token::uid();
     let change = intent::enrol(manifest, uid, clock::now())?;
     if query.dry_run {
         app.hosts.is_free(&change.record.host)?;

@@ -30,6 +30,7 @@ use crate::clock;
 use crate::crash::{self, Moment, Work};
 use crate::lifecycle::intent::check_metadata;
 use crate::store::{AuditEntry, Document, Expect};
+use crate::token;
 
 /// A kind of resource that is a document.
 pub(crate) trait Resource: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -274,7 +275,7 @@ fn draft<R: Resource>(resource: &R, before: Option<&Document>) -> Result<Documen
         created: before.map_or_else(clock::now, |before| before.created),
         expires: None,
         body: json!({
-            "uid": uid.unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
+            "uid": uid.unwrap_or_else(token::uid),
             "labels": metadata.labels,
             "annotations": metadata.annotations,
             "generation": generation,

@@ -8,18 +8,20 @@ use ferrite_proto::operation::Work;
 
 use super::plan::{Action, Agent, Decision, View, wait};
 use super::{Kind, StepName, StepRun, Workflow};
+use crate::guard::{self, Guard};
 
 impl View<'_> {
     /// The decision, or what holds it.
     pub(super) fn gate(&self, decision: Decision) -> Decision {
         let (host, deletion) = (&self.record.host, &self.record.run.deletion);
         let (spec, name) = (&host.spec, &host.name);
-        if spec.paused {
+        let stands = guard::stands(Guard::HeldIsLeftAlone);
+        if spec.paused && stands {
             return self.held(format!(
                 "spec.paused to be cleared: `ferrite host resume {name}`"
             ));
         }
-        if spec.detached && deletion.is_none() {
+        if spec.detached && deletion.is_none() && stands {
             return self.held(format!(
                 "nothing: it is detached; `ferrite host attach {name}` takes it back"
             ));
@@ -33,10 +35,6 @@ impl View<'_> {
             return self.in_maintenance(decision, reason);
         }
         match decision {
-            Decision::Do(Action::Order(StepName::Erase)) if spec.protected => self.held(format!(
-                "spec.protected to be cleared, erasing would break it: \
-                 `ferrite host unprotect {name}`"
-            )),
             Decision::Wait { .. } if self.waits_for_a_person() => self.held_as(decision),
             Decision::Wait { .. } | Decision::Go(_) | Decision::Do(_) | Decision::Fail(_) => {
                 decision
@@ -89,12 +87,24 @@ impl View<'_> {
         }
     }
 
-    /// What must be before a step is begun: an approval, and the host's turn.
+    /// What must be before a step is begun: no protection, an approval, and the host's turn.
     pub(super) fn before_step(&self, flow: &Workflow, step: StepRun) -> Option<Decision> {
         if flow.outstanding().is_some() || step.name == StepName::AwaitOs {
             return None;
         }
-        self.approval(flow).or_else(|| self.turn(flow.kind))
+        let held = self.protection(step).or_else(|| self.approval(flow));
+        held.or_else(|| self.turn(flow.kind))
+    }
+
+    fn protection(&self, step: StepRun) -> Option<Decision> {
+        let (spec, name) = (&self.record.host.spec, &self.record.host.name);
+        let erases = step.name == StepName::Erase;
+        if !erases || guard::holds(Guard::ProtectedIsNotErased, !spec.protected) {
+            return None;
+        }
+        Some(self.held(format!(
+            "spec.protected to be cleared, erasing would break it: `ferrite host unprotect {name}`"
+        )))
     }
 
     fn approval(&self, flow: &Workflow) -> Option<Decision> {

@@ -80,6 +80,7 @@ impl Change {
     /// stays, so that a wrong image can be corrected alone. `deprovision` forgets all of it.
     pub(crate) fn provision(&mut self, asked: Provision) -> Result<(), Problem> {
         self.refuse_while_deleting()?;
+        self.refuse_what_is_not_ours()?;
         asked
             .image
             .validate()
@@ -134,7 +135,7 @@ impl Change {
 
     /// Takes what is wanted, whole, and secrets. What is the same already changes nothing.
     pub(crate) fn apply(&mut self, asked: HostManifest) -> Result<(), Problem> {
-        self.refuse_while_deleting()?;
+        self.refuse_what_a_deletion_forbids(&asked.spec)?;
         check_metadata(&asked.metadata)?;
         check_secrets(&asked.secrets)?;
         check_spec(&asked.spec)?;
@@ -215,6 +216,35 @@ impl Change {
             Code::Conflict,
             format!("{} is being deleted", self.record.host.name),
             "wait until it is gone and add it again",
+        ))
+    }
+
+    /// A host that is being deleted can still be told how its BMC is reached, and be let go on.
+    fn refuse_what_a_deletion_forbids(&self, asked: &HostSpec) -> Result<(), Problem> {
+        let old = &self.record.host.spec;
+        let allowed = HostSpec {
+            bmc: asked.bmc.clone(),
+            paused: asked.paused,
+            maintenance: asked.maintenance.clone(),
+            detached: old.detached && asked.detached,
+            ..old.clone()
+        };
+        if *asked == allowed {
+            return Ok(());
+        }
+        self.refuse_while_deleting()
+    }
+
+    /// Somebody else provisions it.
+    fn refuse_what_is_not_ours(&self) -> Result<(), Problem> {
+        let name = &self.record.host.name;
+        if !self.record.host.spec.externally_provisioned {
+            return Ok(());
+        }
+        Err(Problem::new(
+            Code::Conflict,
+            format!("{name} is externally provisioned"),
+            format!("`ferrite host adopt {name} --undo` has Ferrite inspect and clean it first"),
         ))
     }
 

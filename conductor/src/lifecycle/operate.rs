@@ -17,6 +17,7 @@ use super::change::Change;
 use super::record::{Abort, BootPhase, Limits, RescueSecret};
 use super::{Kind, StepName, Workflow};
 use crate::crash::{self, Moment, Work as Point};
+use crate::guard::{self, Guard};
 
 /// Steps that can be chosen at once.
 pub(crate) const MOST_STEPS: usize = 16;
@@ -344,7 +345,7 @@ impl Change {
         if untouched || self.record.run.session.is_none() {
             self.drop_agent("its OS is to run");
         }
-        self.kept.rescue = None;
+        self.forget_password();
         self.record.run.chosen.clear();
         self.record.run.workflow = Some(Workflow::of(Kind::Unrescue, steps));
         self.end_running_step();
@@ -377,6 +378,8 @@ impl Change {
             let took = self.now.duration_since(since).as_secs();
             self.event("operation", format!("{kind} is over after {took} s"));
         }
+        // What went wrong on the way did not stop it.
+        self.clear_error();
         let state = self.record.state();
         self.end_run(state.as_str());
         self.record.run.workflow = None;
@@ -388,7 +391,13 @@ impl Change {
         let status = &mut self.record.host.status;
         (status.operation, status.plan, status.turn) = (None, None, None);
         self.record.run.chosen.clear();
-        self.kept.rescue = None;
+        self.forget_password();
+    }
+
+    fn forget_password(&mut self) {
+        if guard::stands(Guard::PasswordGoesWithTheRescue) {
+            self.kept.rescue = None;
+        }
     }
 
     /// The OS that ran is being taken down: its daemon is heard no more until it is up again.

@@ -569,7 +569,7 @@ impl View<'_> {
     }
 
     fn switch_on(&self, boot: &RamdiskBoot) -> Decision {
-        let is_fresh = |at: &Timestamp| guard::holds(Guard::PowerReadFresh, *at >= boot.armed_at);
+        let is_fresh = |at: &Timestamp| guard::holds(Guard::PowerReadFresh, *at > boot.armed_at);
         let fresh = self.power_read_at().filter(is_fresh);
         match (fresh, self.record.power()) {
             (None, _) | (Some(_), None) => Decision::Do(Action::ReadPower),

@@ -319,13 +319,11 @@ impl Record {
         let flow = self.run.workflow.as_ref()?;
         let (number, step) = flow.to_hand_out()?;
         let wanted = match flow.kind {
-            Kind::Deploy => self.deployed_as_wanted(),
-            Kind::Inspect
-            | Kind::Clean
-            | Kind::ManualClean
-            | Kind::Service
-            | Kind::Rescue
-            | Kind::Unrescue => true,
+            // Each ends with an OS that runs.
+            Kind::Deploy | Kind::Service | Kind::Rescue | Kind::Unrescue => {
+                self.deployed_as_wanted()
+            }
+            Kind::Inspect | Kind::Clean | Kind::ManualClean => true,
         };
         let wanted = guard::holds(Guard::WishStillCurrent, wanted && !flow.cancelling);
         let stays = guard::holds(Guard::NoOrderWhileDeleting, self.run.deletion.is_none());
@@ -338,18 +336,20 @@ impl Record {
         let spec = &self.host.spec;
         let keeps_disks = matches!(kind, Kind::Service | Kind::Rescue | Kind::Unrescue);
         let wipes = step.is_destructive();
-        spec.paused
-            || spec.detached
+        let free = guard::holds(Guard::HeldIsLeftAlone, !spec.paused && !spec.detached);
+        let erasable = guard::holds(Guard::ProtectedIsNotErased, !spec.protected);
+        !free
             || (wipes && (keeps_disks || !self.is_approved(step)))
-            || (step == StepName::Erase && spec.protected)
+            || (step == StepName::Erase && !erasable)
     }
 
     /// Whether a destructive step may go.
     pub(crate) fn is_approved(&self, step: StepName) -> bool {
-        self.host.spec.approval == Approval::Automatic
+        let approved = self.host.spec.approval == Approval::Automatic
             || self.host.status.plan.as_ref().is_some_and(|plan| {
                 plan.approved_by.is_some() && plan.destruction == self.destruction(step)
-            })
+            });
+        guard::holds(Guard::ApprovedBeforeDestroyed, approved)
     }
 
     /// What a destructive step would destroy.

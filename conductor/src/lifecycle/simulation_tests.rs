@@ -242,6 +242,7 @@ impl Sim {
             Decision::Fail(problem) => self.change(|change| change.fail(problem, &limits)),
             Decision::Do(action) => self.act(action, &limits),
         }
+        self.now += SignedDuration::from_millis(1);
         false
     }
 

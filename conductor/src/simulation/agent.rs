@@ -336,7 +336,11 @@ impl Agent {
                     detail: "k".into(),
                 }
             }
-            _ => Outcome::PoweringOff,
+            Step::Rescue { .. } => Outcome::RescueReady {
+                addresses: Vec::new(),
+                host_keys: Vec::new(),
+            },
+            Step::PowerOff => Outcome::PoweringOff,
         }
     }
 

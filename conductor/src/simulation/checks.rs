@@ -9,6 +9,7 @@ use std::time::Duration;
 use ferrite_proto::agent_api::{CHECK_IN, POLL, PollReply};
 use ferrite_proto::api::HostEvent;
 use ferrite_proto::host::HostState;
+use ferrite_proto::operation::{Approval, OperationKind};
 use ferrite_proto::problem::Code;
 use ferrite_proto::step::{Outcome, Step};
 use serde_json::Value;
@@ -18,6 +19,7 @@ use super::network::Call;
 use super::state::{Disk, Machine, Running, Sim, State};
 use super::{people, thieves};
 use crate::bmc::PowerAction;
+use crate::lifecycle::record::BootFlavour;
 use crate::lifecycle::record::{BootPhase, Record};
 use crate::lifecycle::{Kind, StepName, StepState, Workflow};
 use crate::store::Stored;
@@ -25,8 +27,8 @@ use crate::token;
 
 /// An agent that was answered so lately is in touch, whoever asks.
 const IN_TOUCH: Duration = Duration::from_mins(1);
-/// Times in a record are of whole milliseconds.
-const CLOCK_TICK: Duration = Duration::from_millis(1);
+/// A call to a BMC takes no longer.
+const ON_ITS_WAY: Duration = Duration::from_mins(2);
 
 /// A transaction is about to be durable.
 pub(super) fn committed(sim: &Arc<Sim>, before: &Stored, after: &Stored) {
@@ -43,16 +45,33 @@ pub(super) fn committed(sim: &Arc<Sim>, before: &Stored, after: &Stored) {
             .as_ref()
             .is_none_or(|(sha256, _)| *sha256 != boot.ticket_sha256)
     {
-        machine.armed = Some((boot.ticket_sha256.clone(), Instant::now()));
+        let since = crate::clock::now().duration_since(boot.armed_at);
+        let since = Duration::try_from(since)
+            .unwrap_or_default()
+            .min(ON_ITS_WAY);
+        let at = Instant::now().checked_sub(since);
+        machine.armed = Some((boot.ticket_sha256.clone(), at.unwrap_or_else(Instant::now)));
     }
     if before.record.run.deletion.is_none() {
         machine.let_go = false;
     }
+    let rescuer = before.record.run.session.as_ref();
+    let rescuer = rescuer.is_some_and(|session| session.flavour == BootFlavour::Rescue);
+    if rescuer && after.record.run.session.is_none() {
+        // It is not the ramdisk that is wanted.
+        machine.agent_heard = None;
+    }
+    let spec = &after.record.host.spec;
+    let held = spec.paused || spec.detached || spec.externally_provisioned;
+    machine.held_since = held.then(|| machine.held_since.unwrap_or_else(Instant::now));
     let error = after.record.host.status.error.as_ref();
     if error.is_some_and(|error| error.problem.code == Code::StepTimeout) {
         machine.agent_heard = None;
     }
     let mut wrong = Vec::new();
+    if !machine.is_stored_again(Instant::now()) {
+        wrong.push("it is stored again and again, and nothing comes of it".to_owned());
+    }
     if after.record.run.last_order < before.record.run.last_order {
         wrong.push("order numbers go back".to_owned());
     }
@@ -168,6 +187,10 @@ fn secrets_left(after: &Stored) -> Option<String> {
     if run.daemon.as_ref().is_some_and(|daemon| daemon.used) && kept.credential.is_some() {
         return Some("the daemon's credential is kept after it was used".into());
     }
+    let kind = after.record.operation().map(|operation| operation.kind);
+    if kept.rescue.is_some() && kind != Some(OperationKind::Rescue) {
+        return Some("the rescue's password is kept after it".into());
+    }
     let released = after.record.host.spec.image.is_none() && run.deployment.is_none();
     if released && kept.host.user_data.is_some() {
         return Some("user data is kept after the host was released".into());
@@ -203,7 +226,9 @@ pub(super) fn removed(sim: &Sim, before: &Stored) {
         .events
         .get(name)
         .is_some_and(|all| all.iter().any(gave_up));
-    let never_ours = before.record.run.power_at.is_none();
+    let spec = &before.record.host.spec;
+    let not_ours = spec.detached || spec.externally_provisioned;
+    let never_ours = not_ours || before.record.run.power_at.is_none();
     let Some(machine) = state.machines.get_mut(name) else {
         return;
     };
@@ -298,8 +323,19 @@ fn not_meant(state: &State, record: &Record, to: &str, number: u64, step: &Step)
     if record.run.deletion.is_some() {
         return Some("the host is being deleted".into());
     }
-    let wanted = record.host.spec.image.as_ref().map(|image| &image.url);
+    let spec = &record.host.spec;
+    if spec.paused || spec.detached {
+        return Some("it is paused, or detached".into());
+    }
+    let destroys = matches!(step, Step::Erase { .. } | Step::WriteImage { .. });
+    let plan = record.host.status.plan.as_ref();
+    let approved = plan.is_some_and(|plan| plan.approved_by.is_some());
+    if destroys && spec.approval == Approval::Required && !approved {
+        return Some("nobody has approved it".into());
+    }
+    let wanted = spec.image.as_ref().map(|image| &image.url);
     match step {
+        Step::Erase { .. } if spec.protected => Some("it is protected".into()),
         Step::WriteImage { image, .. } if wanted != Some(&image.url) => {
             Some(format!("{wanted:?} is wanted"))
         }
@@ -347,12 +383,17 @@ pub(super) fn begins(sim: &Sim, name: &str, number: u64, step: &Step) {
     let deployment = record
         .as_ref()
         .and_then(|record| record.run.deployment.as_ref());
+    let operation = record.as_ref().and_then(Record::operation);
+    let keeps = operation.is_some_and(|operation| operation.kind != OperationKind::Clean);
     let written = deployment.is_some_and(|now| machine.written.contains(&now.request));
     let disk = &machine.disk;
     let bad_disk = disk.broken || disk.image.is_none();
     let what = match step {
         _ if again => Some("it ran before"),
         _ if machine.at_work.is_some() => Some("two writers for a disk"),
+        Step::Erase { .. } | Step::WriteImage { .. } | Step::WriteConfigDrive { .. } if keeps => {
+            Some("its disk is to be kept")
+        }
         Step::WriteImage { .. } if written => Some("the image was written and nothing happened"),
         Step::WriteConfigDrive { .. } if bad_disk => Some("a config drive on half an image"),
         Step::Boot { .. } if bad_disk || disk.drive.is_none() => Some("half an image is started"),
@@ -411,12 +452,16 @@ pub(super) fn switched(sim: &Sim, name: &str, action: PowerAction) {
     let armed_at = machine.armed.as_ref().map(|(_, at)| *at);
     let stale = machine
         .power_told
-        .is_none_or(|told| armed_at.is_some_and(|at| told + CLOCK_TICK < at));
+        .is_none_or(|told| armed_at.is_some_and(|at| told < at));
     // A reading of tomorrow, once tomorrow has come after all, looks fresh.
     let jumped = state.jumped_at.is_some();
     let stale = stale && !jumped;
+    let held = machine
+        .held_since
+        .is_some_and(|at| at.elapsed() > ON_ITS_WAY);
     let what = match action {
         _ if machine.lied_lately() => None,
+        _ if held && record.run.deletion.is_none() => Some("switched while it is held"),
         PowerAction::ForceRestart if in_touch => Some("reset while its agent is in touch"),
         PowerAction::On | PowerAction::ForceRestart if for_ramdisk && stale => {
             Some("switched by an old reading of its power")

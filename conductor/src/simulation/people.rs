@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferrite_proto::host::{HostState, Power};
+use ferrite_proto::operation::OperationKind;
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -71,12 +72,15 @@ pub(super) async fn want(sim: Arc<Sim>) {
     loop {
         sim.pause(10_000, 240_000).await;
         let name = any_machine(&sim);
-        match sim.below(20) {
+        match sim.below(32) {
             0..=10 => provision(&sim, &name).await,
             11..=14 => simply(&sim, &name, "deprovision").await,
             15..=16 => simply(&sim, &name, "retry").await,
             17..=18 => wrong_bmc(&sim, &name).await,
-            _ => delete(&sim, &name).await,
+            19 => delete(&sim, &name).await,
+            20..=23 => operate(&sim, &name).await,
+            24 => simply(&sim, &name, "abort").await,
+            _ => hold(&sim, &name).await,
         }
     }
 }
@@ -142,6 +146,73 @@ async fn simply(sim: &Arc<Sim>, name: &str, verb: &str) {
             ));
         }
     }
+}
+
+/// What can be asked beside the state, as the host is.
+async fn operate(sim: &Arc<Sim>, name: &str) {
+    let Some(stored) = stored(sim, name) else {
+        return;
+    };
+    let in_rescue = stored
+        .record
+        .operation()
+        .is_some_and(|operation| operation.kind == OperationKind::Rescue);
+    let verb = match stored.record.state() {
+        _ if in_rescue => "unrescue",
+        HostState::Provisioned if sim.chance(50) => "rescue",
+        HostState::Provisioned => "service",
+        _ => "clean",
+    };
+    let body = match verb {
+        "clean" => json!({"steps": [{"step": "inspect"}, {"step": "erase"}]}),
+        "service" => json!({"steps": [{"step": "inspect"}, {"step": "set-boot-entry"}]}),
+        _ => json!({}),
+    };
+    sim.say(name, "person", verb);
+    let path = format!("/v1/hosts/{name}/{verb}");
+    ask(sim, "POST", &path, body).await;
+    if verb == "rescue" && sim.chance(60) {
+        sim.pause(60_000, 300_000).await;
+        simply(sim, name, "unrescue").await;
+    }
+}
+
+/// What holds a host back, for a while or until somebody looks.
+async fn hold(sim: &Arc<Sim>, name: &str) {
+    let (on, off) = match sim.below(8) {
+        0..=1 => (json!({"paused": true}), json!({"paused": null})),
+        2 => (json!({"detached": true}), json!({"detached": null})),
+        3 => (json!({"protected": true}), json!({"protected": null})),
+        4 => (json!({"maintenance": {}}), json!({"maintenance": null})),
+        5 => (
+            json!({"externally_provisioned": true}),
+            json!({"externally_provisioned": null}),
+        ),
+        _ => (json!({"approval": "required"}), json!({})),
+    };
+    patch(sim, name, on).await;
+    if sim.chance(60) {
+        sim.pause(10_000, 300_000).await;
+        patch(sim, name, off).await;
+        approve(sim, name).await;
+    }
+}
+
+async fn patch(sim: &Arc<Sim>, name: &str, spec: Value) {
+    sim.say(name, "person", format!("sets {spec}"));
+    let path = format!("/v1/hosts/{name}");
+    ask(sim, "PATCH", &path, json!({"spec": spec})).await;
+}
+
+/// Lets a plan go that waits for it.
+async fn approve(sim: &Arc<Sim>, name: &str) {
+    let plan = stored(sim, name).and_then(|stored| stored.record.host.status.plan);
+    let Some(plan) = plan.filter(|plan| plan.approved_by.is_none()) else {
+        return;
+    };
+    sim.say(name, "person", format!("approves plan {}", plan.id));
+    let path = format!("/v1/hosts/{name}/approve");
+    ask(sim, "POST", &path, json!({"plan": plan.id})).await;
 }
 
 /// A typing error in the BMC's address, corrected sooner or later.
@@ -277,6 +348,19 @@ async fn see_to(sim: &Arc<Sim>, name: &str) {
     if host.spec.bmc.address != format!("redfish://{name}") {
         return set_bmc(sim, &stored, name).await;
     }
+    let spec = &host.spec;
+    if spec.paused || spec.detached || spec.maintenance.is_some() || spec.protected {
+        let all = json!({"paused": null, "detached": null, "maintenance": null, "protected": null});
+        return patch(sim, name, all).await;
+    }
+    if spec.externally_provisioned {
+        return patch(sim, name, json!({"externally_provisioned": null})).await;
+    }
+    let rescued = host.status.operation.as_ref();
+    if rescued.is_some_and(|operation| operation.kind == OperationKind::Rescue) {
+        return simply(sim, name, "unrescue").await;
+    }
+    approve(sim, name).await;
     let off = sim.machine(name, |machine| machine.running == Running::Nothing);
     if host.status.state == HostState::Provisioned && off {
         sim.say(name, "person", "presses its button");
@@ -303,7 +387,7 @@ fn not_as_wanted(sim: &Sim, name: &str) -> Option<String> {
         format!("{now}, error {error:?}, waits for {waits:?}, at {flow:?}")
     };
     match (&record.host.spec.image, status.state) {
-        _ if record.run.deletion.is_some() => Some(told()),
+        _ if record.run.deletion.is_some() || status.operation.is_some() => Some(told()),
         (None, HostState::Available) if status.error.is_none() => None,
         (Some(_), HostState::Provisioned) if record.deployed_as_wanted() => {
             let heard = status.error.is_none() || is_cloud_init(status);

@@ -119,6 +119,10 @@ pub(super) struct Machine {
     pub(super) locked_until: Option<Instant>,
     /// It was told to switch off, and did, since somebody asked for its deletion.
     pub(super) let_go: bool,
+    /// Since when nobody but people may switch it.
+    pub(super) held_since: Option<Instant>,
+    /// How often it was stored since then.
+    pub(super) stored: (Instant, u32),
 }
 
 /// What runs on a machine.
@@ -303,6 +307,15 @@ impl State {
 }
 
 impl Machine {
+    /// It is stored once more; whether that is not more often than anything could happen.
+    pub(super) fn is_stored_again(&mut self, now: Instant) -> bool {
+        if now.duration_since(self.stored.0) > Duration::from_mins(1) {
+            self.stored = (now, 0);
+        }
+        self.stored.1 += 1;
+        self.stored.1 <= 200
+    }
+
     fn new(number: u64, rng: &mut ChaCha8Rng) -> Self {
         Self {
             name: format!("n{number}"),
@@ -333,6 +346,8 @@ impl Machine {
             tells_on_until: None,
             locked_until: None,
             let_go: false,
+            held_since: None,
+            stored: (Instant::now(), 0),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::{Plan, Run, run};
@@ -13,6 +13,8 @@ use crate::guard::Guard;
 const SHOWN: usize = 400;
 /// Seeds that fail, after which no more are looked for.
 const FAILURES: usize = 30;
+/// Seeds that together pass the points of every workflow.
+const KILL_SEEDS: u64 = 30;
 
 fn told(seed: u64, run: &Run) -> String {
     let last = run.transcript.len().saturating_sub(SHOWN);
@@ -44,74 +46,59 @@ fn the_straight_way() {
     assert!(run.violation.is_none(), "{}", told(0, &run));
 }
 
-/// Killed once at any point that this run passes, the conductor goes on all the same. The real one
-/// is killed at every point by the tests' `kills`.
-#[test]
-fn the_straight_way_with_a_kill_at_any_point() {
-    let calm = Plan {
-        calm: true,
-        ..Plan::default()
-    };
-    let passed = run(calm).points;
-    let mut killed = 0;
-    for (work, moment) in crash::POINTS {
-        let name = crash::name(*work, *moment);
-        if passed.contains(&name) {
-            let run = run(Plan {
-                kill_at: Some((*work, *moment)),
-                ..calm
-            });
-            assert!(run.violation.is_none(), "{name}: {}", told(0, &run));
-            killed += 1;
-        }
-    }
-    assert!(killed >= 20, "only {killed} points are passed");
-}
-
-/// Runs the seeds on every core; gives those that failed and the simulated time of all hosts.
-fn run_all(seeds: RangeInclusive<u64>, without: Option<Guard>) -> (Vec<(u64, Run)>, f64) {
+/// Runs the plans on every core; gives what came of each that was begun, in their order. None is
+/// begun once there are enough failures.
+fn run_all(plans: Vec<Plan>, enough: usize) -> Vec<(Plan, Run)> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let next = AtomicU64::new(*seeds.start());
-    let found = Mutex::new((Vec::new(), 0.0));
+    let plans = Mutex::new(plans.into_iter().enumerate());
+    let found = Mutex::new(Vec::new());
+    let failures = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    let most = without.map_or(FAILURES, |_| 1);
-                    let enough = found.lock().unwrap().0.len() >= most;
-                    if !seeds.contains(&seed) || enough {
-                        return;
-                    }
-                    let run = run(Plan {
-                        seed,
-                        without,
-                        ..Plan::default()
-                    });
-                    let mut found = found.lock().unwrap();
-                    found.1 += run.passed.as_secs_f64() * f64::from(run.hosts);
-                    if run.violation.is_some() {
-                        found.0.push((seed, run));
-                    }
+                while failures.load(Ordering::Relaxed) < enough {
+                    let next = plans.lock().unwrap().next();
+                    let Some((place, plan)) = next else { return };
+                    let run = run(plan);
+                    failures.fetch_add(run.violation.iter().len(), Ordering::Relaxed);
+                    found.lock().unwrap().push((place, plan, run));
                 }
             });
         }
     });
-    let (mut failed, seconds) = found.into_inner().unwrap();
-    failed.sort_by_key(|(seed, _)| *seed);
-    (failed, seconds)
+    let mut found = found.into_inner().unwrap();
+    found.sort_by_key(|(place, ..)| *place);
+    found
+        .into_iter()
+        .map(|(_, plan, run)| (plan, run))
+        .collect()
+}
+
+fn plans(seeds: RangeInclusive<u64>, without: Option<Guard>) -> Vec<Plan> {
+    let plan = |seed| Plan {
+        seed,
+        without,
+        ..Plan::default()
+    };
+    seeds.map(plan).collect()
 }
 
 /// Whatever goes wrong, nothing happens that must not, and every host ends as wanted.
 #[test]
 fn nothing_that_must_not_happen_does() {
     let (began, seeds) = (Instant::now(), seeds());
-    let (failed, seconds) = run_all(seeds.clone(), None);
-    let (took, days) = (began.elapsed().as_secs_f64(), seconds / 86_400.0);
-    let count = f64::from(u32::try_from(seeds.count()).unwrap());
+    let runs = run_all(plans(seeds, None), FAILURES);
+    let hosts = |(_, run): &(Plan, Run)| run.passed.as_secs_f64() * f64::from(run.hosts);
+    let (took, days) = (
+        began.elapsed().as_secs_f64(),
+        runs.iter().map(hosts).sum::<f64>() / 86_400.0,
+    );
+    let count = f64::from(u32::try_from(runs.len()).unwrap());
     let (rate, speed) = (count / took, days * 60.0 / took);
     eprintln!("{count} seeds in {took:.1} s: {rate:.1} seeds/s");
     eprintln!("{days:.1} days of hosts: {speed:.0} a minute");
+    let failed = runs.iter().filter(|(_, run)| run.violation.is_some());
+    let failed: Vec<_> = failed.map(|(plan, run)| (plan.seed, run)).collect();
     for (seed, run) in &failed {
         let violation = run.violation.as_deref().unwrap_or_default();
         eprintln!("seed {seed}: {violation}");
@@ -150,8 +137,9 @@ fn each_guard_is_missed() {
         if only.as_ref().is_some_and(|only| *only != name) {
             continue;
         }
-        let (found, _) = run_all(1..=most, Some(*guard));
-        if let Some((seed, run)) = found.first() {
+        let runs = run_all(plans(1..=most, Some(*guard)), 1);
+        let found = runs.iter().find(|(_, run)| run.violation.is_some());
+        if let Some((Plan { seed, .. }, run)) = found {
             let violation = run.violation.as_deref().unwrap_or_default();
             eprintln!("{name:<28} seed {seed:>3}: {violation}");
         } else {
@@ -160,4 +148,29 @@ fn each_guard_is_missed() {
         }
     }
     assert!(unmissed.is_empty(), "{unmissed:?}");
+}
+
+/// Killed once at any point that the seeds pass, and started again, the conductor does nothing twice
+/// and ends all. The real one is killed at every point by the tests' `kills`.
+#[test]
+fn the_conductor_is_killed_at_each_point() {
+    let runs = run_all(plans(1..=KILL_SEEDS, None), 1);
+    let kills = crash::POINTS.iter().filter_map(|point| {
+        let name = crash::name(point.0, point.1);
+        let (plan, _) = runs.iter().find(|(_, run)| run.points.contains(&name))?;
+        Some(Plan {
+            kill_at: Some(*point),
+            ..*plan
+        })
+    });
+    let kills: Vec<_> = kills.collect();
+    assert!(kills.len() >= 130, "only {} points are passed", kills.len());
+    eprintln!("killed at {} points", kills.len());
+    for (plan, run) in run_all(kills, 1) {
+        let (work, moment) = plan.kill_at.expect("each of these has one");
+        let name = crash::name(work, moment);
+        let killed = format!("is killed at {name}");
+        assert!(run.violation.is_none(), "{name}: {}", told(plan.seed, &run));
+        assert!(run.transcript.iter().any(|line| line.ends_with(&killed)));
+    }
 }
