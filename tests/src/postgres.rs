@@ -1,5 +1,6 @@
 //! A real `PostgreSQL` for a test: in a folder of its own, on a free port of loopback, crashed and
-//! started again on demand, gone with the test. Debian's programs are used as they are.
+//! started again or replaced by a second one on demand, gone with the test. Debian's programs are
+//! used as they are.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -21,7 +22,10 @@ const START: Duration = Duration::from_secs(30);
 pub struct Postgres {
     dir: tempfile::TempDir,
     port: u16,
+    /// Its data, within the folder.
+    data: &'static str,
     child: Option<Child>,
+    follower: Option<Child>,
 }
 
 impl Postgres {
@@ -30,7 +34,9 @@ impl Postgres {
         let mut server = Self {
             dir: tempfile::tempdir()?,
             port: free_port()?,
+            data: "data",
             child: None,
+            follower: None,
         };
         let mut init = server.program("initdb")?;
         init.args(["-A", "trust", "-U", "ferrite", "-E", "UTF8", "-D"])
@@ -45,21 +51,10 @@ impl Postgres {
 
     /// Starts it again after [`Self::crash`], and waits until it answers.
     pub fn launch(&mut self) -> Result<()> {
-        let log = File::create(self.dir.path().join("log"))?;
-        let mut command = self.program("postgres")?;
-        command
-            .arg("-D")
-            .arg(self.dir.path().join("data"))
-            .arg("-k")
-            .arg(self.dir.path())
-            .args(["-p", &self.port.to_string()])
-            .args(["-c", "listen_addresses=127.0.0.1"])
-            .stdout(Stdio::null())
-            .stderr(log);
-        self.child = Some(command.spawn().context("starting PostgreSQL")?);
+        self.child = Some(self.serve(self.data, self.port)?);
         let started = Instant::now();
         while self.query_in("postgres", "SELECT 1").is_err() {
-            let log = self.dir.path().join("log");
+            let log = self.dir.path().join(format!("log-{}", self.data));
             ensure!(
                 started.elapsed() < START,
                 "PostgreSQL does not answer: {}",
@@ -72,10 +67,56 @@ impl Postgres {
 
     /// Ends it without a goodbye, as a crash would: what was committed is in its log.
     pub fn crash(&mut self) -> Result<()> {
-        if let Some(mut child) = self.child.take() {
-            kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGQUIT)?;
-            child.wait()?;
+        self.child.take().map_or(Ok(()), end)
+    }
+
+    fn serve(&self, data: &str, port: u16) -> Result<Child> {
+        let log = File::create(self.dir.path().join(format!("log-{data}")))?;
+        let mut command = self.program("postgres")?;
+        command
+            .arg("-D")
+            .arg(self.dir.path().join(data))
+            .arg("-k")
+            .arg(self.dir.path())
+            .args(["-p", &port.to_string()])
+            .args(["-c", "listen_addresses=127.0.0.1"])
+            .stdout(Stdio::null())
+            .stderr(log);
+        command.spawn().context("starting PostgreSQL")
+    }
+
+    /// Starts a second server that has every commit before it is answered.
+    pub fn follow(&mut self) -> Result<()> {
+        let name = "follower";
+        let from = format!(
+            "host=127.0.0.1 port={} user=ferrite application_name={name}",
+            self.port
+        );
+        let mut copy = self.program("pg_basebackup")?;
+        copy.args(["-R", "-X", "stream", "-c", "fast", "-d", &from, "-D"])
+            .arg(self.dir.path().join(name));
+        finish(copy)?;
+        self.follower = Some(self.serve(name, free_port()?)?);
+        let wait = format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'");
+        self.query_in("postgres", &wait)?;
+        self.query_in("postgres", "SELECT pg_reload_conf()")?;
+        let started = Instant::now();
+        let state = "SELECT sync_state FROM pg_stat_replication";
+        while self.query_in("postgres", state)? != "sync" {
+            ensure!(started.elapsed() < START, "nobody follows");
+            std::thread::sleep(Duration::from_millis(50));
         }
+        Ok(())
+    }
+
+    /// The server is lost for good; the one that followed gets its address and takes over.
+    pub fn fail_over(&mut self) -> Result<()> {
+        self.crash()?;
+        let follower = self.follower.take().context("nobody follows")?;
+        end(follower)?;
+        self.data = "follower";
+        self.launch()?;
+        self.query_in("postgres", "SELECT pg_promote()")?;
         Ok(())
     }
 
@@ -119,10 +160,17 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        if let Err(error) = self.crash() {
+        let ended = self.follower.take().map_or(Ok(()), end);
+        if let Err(error) = self.crash().and(ended) {
             tracing::warn!(%error, "PostgreSQL is not ended");
         }
     }
+}
+
+fn end(mut child: Child) -> Result<()> {
+    kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGQUIT)?;
+    child.wait()?;
+    Ok(())
 }
 
 /// Debian puts them beside the PATH, by version.

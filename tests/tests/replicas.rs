@@ -1,6 +1,7 @@
 //! Three real conductors on a real `PostgreSQL`, a swarm that is being deployed, and the conductor
-//! that drives most hosts killed again and again; the database crashes once, too. Nothing may be
-//! lost or done twice, nobody helps, and each takeover is measured.
+//! that drives most hosts killed again and again; the database crashes once, and is replaced by the
+//! server that follows it. Nothing may be lost or done twice, nobody helps, and each takeover is
+//! measured.
 //!
 //! Short by default; `FERRITE_LONG=1` makes it 200 deployments and a kill every 30 s.
 
@@ -81,6 +82,10 @@ async fn deployments_survive_the_conductors_that_drive_them() -> Result<()> {
             tokio::time::sleep(Duration::from_secs(2)).await;
             database.launch()?;
             say("the database crashed and is back");
+            database.follow()?;
+        } else if kill == 1 {
+            database.fail_over()?;
+            say("the database is lost; the one that followed it took over");
         }
         tokio::time::sleep(size.between / 3).await;
     }
