@@ -15,7 +15,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Room for the database of a few hosts, and little more.
 const ROOM: &str = "size=6m,mode=0700";
 const CONFIG: &str = "[lifecycle]\nboot_seconds = 60\nagent_silence_seconds = 10\n\

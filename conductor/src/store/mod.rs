@@ -334,7 +334,10 @@ impl StoreError {
         let Self::Database(error) = self else {
             return false;
         };
-        let code = error.as_database_error().and_then(|error| error.code());
+        let code = match &**error {
+            sqlx::Error::Database(refusal) => refusal.code(),
+            _ => None,
+        };
         // SQLITE_FULL, SQLITE_IOERR_SHMSIZE (its index of the log cannot grow), and PostgreSQL's
         // disk_full.
         matches!(code.as_deref(), Some("13" | "4874" | "53100"))

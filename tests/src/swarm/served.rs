@@ -249,9 +249,8 @@ fn boot_files(dir: &Path) -> Result<()> {
     }
     let file = |name: &str| -> Result<serde_json::Value> {
         let mut bytes = name.repeat(64).into_bytes();
-        if name.ends_with(".iso") {
-            bytes.resize(2 * ISO_CONFIG_AT, 0);
-        }
+        // As large as an ISO must be that boot parameters are put into.
+        bytes.resize(2 * ISO_CONFIG_AT, 0);
         fs::write(dir.join(name), &bytes)?;
         let sha256 = to_hex(&Sha256::digest(&bytes));
         Ok(json!({"path": name, "bytes": bytes.len(), "sha256": sha256}))

@@ -150,7 +150,8 @@ impl Lane {
         self.served.kill()?;
         self.served.launch_with(&[("FERRITE_CRASH_TRACE", &path)])?;
         let before = self.machine().deeds();
-        self.meanwhile(stage.run(self, self.machine())).await?;
+        self.meanwhile(Box::pin(stage.run(self, self.machine())))
+            .await?;
         tokio::time::sleep(GRACE).await;
         self.check(stage, &before)?;
         points(&trace, "passed ")
@@ -159,7 +160,8 @@ impl Lane {
     /// Goes through a workflow without a death.
     pub(crate) async fn walk(&self, stage: Stage) -> Result<()> {
         let before = self.machine().deeds();
-        let walked = self.meanwhile(stage.run(self, self.machine())).await;
+        let life = Box::pin(stage.run(self, self.machine()));
+        let walked = self.meanwhile(life).await;
         walked.with_context(|| format!("{}, nobody killed", stage.name()))?;
         self.check(stage, &before)
     }
@@ -176,7 +178,7 @@ impl Lane {
         let begun = Instant::now();
         self.served.launch_with(&[("FERRITE_CRASH_AT", point)])?;
         let life = async {
-            stage.run(self, self.machine()).await?;
+            Box::pin(stage.run(self, self.machine())).await?;
             if self.deaths().len() == already {
                 // The last point may be passed after everybody is content.
                 tokio::time::sleep(GRACE).await;

@@ -15,7 +15,7 @@ use crate::office;
 use crate::person::Wish;
 
 /// Longer than anybody waits: such a write is always cut off.
-const NEVER: Duration = Duration::from_secs(300);
+const NEVER: Duration = Duration::from_mins(5);
 
 /// Where a host rests between two workflows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,25 +74,37 @@ impl Stage {
     pub(crate) const fn from(self) -> Rest {
         match self {
             Self::Enrol | Self::EnrolByMedia | Self::TakeOver => Rest::Absent,
-            Self::Provision | Self::Approve | Self::Mend | Self::Abort | Self::Outage => {
-                Rest::Available
-            }
-            Self::Clean | Self::LoseAgent | Self::Delete => Rest::Available,
-            Self::Reprovision | Self::Deprovision | Self::Service | Self::Rescue => {
+            Self::Provision
+            | Self::Approve
+            | Self::Mend
+            | Self::Abort
+            | Self::Outage
+            | Self::Clean
+            | Self::LoseAgent
+            | Self::Delete => Rest::Available,
+            Self::Reprovision | Self::Deprovision | Self::Service | Self::Rescue | Self::Office => {
                 Rest::Provisioned
             }
-            Self::Office => Rest::Provisioned,
         }
     }
 
     pub(crate) const fn to(self) -> Rest {
         match self {
-            Self::Enrol | Self::EnrolByMedia | Self::TakeOver => Rest::Available,
-            Self::Deprovision | Self::Clean | Self::LoseAgent => Rest::Available,
-            Self::Provision | Self::Approve | Self::Mend | Self::Abort | Self::Outage => {
-                Rest::Provisioned
-            }
-            Self::Reprovision | Self::Service | Self::Rescue | Self::Office => Rest::Provisioned,
+            Self::Enrol
+            | Self::EnrolByMedia
+            | Self::TakeOver
+            | Self::Deprovision
+            | Self::Clean
+            | Self::LoseAgent => Rest::Available,
+            Self::Provision
+            | Self::Approve
+            | Self::Mend
+            | Self::Abort
+            | Self::Outage
+            | Self::Reprovision
+            | Self::Service
+            | Self::Rescue
+            | Self::Office => Rest::Provisioned,
             Self::Delete => Rest::Absent,
         }
     }
@@ -100,12 +112,13 @@ impl Stage {
     /// Erasures, images begun, images written, config drives, daemons let in.
     pub(crate) const fn deeds(self) -> [u32; 5] {
         match self {
-            Self::Enrol | Self::EnrolByMedia | Self::TakeOver => [1, 0, 0, 0, 0],
+            Self::Enrol | Self::EnrolByMedia | Self::TakeOver | Self::Deprovision | Self::Clean => {
+                [1, 0, 0, 0, 0]
+            }
             Self::Provision | Self::Approve | Self::Mend => [0, 1, 1, 1, 1],
             // The first write is cut off.
             Self::Abort | Self::Outage => [0, 2, 1, 1, 1],
             Self::Reprovision => [1, 1, 1, 1, 1],
-            Self::Deprovision | Self::Clean => [1, 0, 0, 0, 0],
             Self::LoseAgent | Self::Service | Self::Rescue | Self::Office | Self::Delete => [0; 5],
         }
     }
@@ -118,12 +131,11 @@ impl Stage {
                 enrol(lane, machine, json!({"boot_via": "virtual-media"})).await?;
             }
             Self::TakeOver => take_over(lane, machine).await?,
-            Self::Provision => provision(lane, machine).await?,
+            Self::Provision | Self::Reprovision => provision(lane, machine).await?,
             Self::Approve => approve(lane, machine).await?,
             Self::Mend => mend(lane, machine).await?,
             Self::Abort => abort(lane, machine).await?,
             Self::Outage => outage(lane, machine).await?,
-            Self::Reprovision => provision(lane, machine).await?,
             Self::Deprovision => ask(lane, machine, "deprovision", &Value::Null).await?,
             Self::Clean => {
                 let steps = json!({"steps": [{"step": "erase"}]});
