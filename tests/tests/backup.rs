@@ -4,8 +4,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -133,7 +133,7 @@ async fn backup_under_writes(
                 break;
             }
             add(&operator, number).await?;
-            *added.lock().unwrap() = number + 1;
+            *added.lock().unwrap_or_else(PoisonError::into_inner) = number + 1;
             if number == 30 {
                 told.notify_one();
             }
@@ -142,7 +142,7 @@ async fn backup_under_writes(
     };
     let backing = async {
         told.notified().await;
-        let sure = *added.lock().unwrap();
+        let sure = *added.lock().unwrap_or_else(PoisonError::into_inner);
         let said = tokio::task::block_in_place(|| place.does("backup", Some(file)));
         // A few more, so that the backup is of a state in the middle.
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -151,7 +151,7 @@ async fn backup_under_writes(
     };
     let ((), (sure, said)) = tokio::try_join!(adding, backing)?;
     ensure!(said.contains("without the key"), "{said}");
-    let all = *added.lock().unwrap();
+    let all = *added.lock().unwrap_or_else(PoisonError::into_inner);
     Ok((sure, all))
 }
 

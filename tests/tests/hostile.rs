@@ -12,7 +12,7 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -532,8 +532,16 @@ impl Felt {
                 Err(error) => Some(format!("{error:?}")),
             };
             match failure {
-                Some(failure) => self.failed.lock().unwrap().push(failure),
-                None => self.took.lock().unwrap().push(started.elapsed()),
+                Some(failure) => self
+                    .failed
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(failure),
+                None => self
+                    .took
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(started.elapsed()),
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -541,7 +549,11 @@ impl Felt {
 
     /// How many, p50 and p99.
     fn figures(&self) -> (usize, Duration, Duration) {
-        let mut took = self.took.lock().unwrap().clone();
+        let mut took = self
+            .took
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         took.sort();
         let at = |part: usize| took.get(took.len() * part / 100).copied();
         (
@@ -677,7 +689,10 @@ async fn hostile_callers_are_refused_and_disturb_nobody() -> Result<()> {
         report.check()?;
     }
     for felt in [before, during] {
-        let failed = felt.failed.into_inner().unwrap();
+        let failed = felt
+            .failed
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
         ensure!(failed.is_empty(), "healthy calls failed: {failed:?}");
     }
     ensure!(p99 < P99, "healthy calls had to wait");

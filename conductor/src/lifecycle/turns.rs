@@ -215,8 +215,8 @@ impl Lines {
         if self.standing.get(&who) == running.as_ref() {
             return Answer::Admitted;
         }
-        // Whoever asks again keeps its place. A turn for power is stored nowhere, so that its demand
-        // is always of now: behind all others each time, it would be nobody's turn any more.
+        // Whoever asks again keeps its place. A turn for power is stored nowhere, so that its
+        // demand is always of now: behind all others each time, it would be nobody's turn any more.
         let known = match self.standing.get(&who) {
             Some(Standing::Waiting(known, rank)) if *known == key => Some(rank.clone()),
             Some(_) | None => None,
