@@ -5,9 +5,10 @@ use ferrite_proto::digest::to_hex;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
+use super::contacts::Heard;
 use super::rows::{document_values, micros, seal, to_json};
 use super::sql::{Session, Value};
-use super::{AuditEntry, Contact, Document, Entries, Expect, Outcomes, Revision, StoreError};
+use super::{AuditEntry, Document, Entries, Expect, Outcomes, Revision, StoreError};
 use super::{Stored, Write};
 use crate::seal::Sealer;
 
@@ -30,6 +31,7 @@ pub(crate) struct Batch<'a> {
     next: Revision,
     audited: Vec<(Revision, &'a AuditEntry)>,
     removed: bool,
+    heard: Heard<'a>,
 }
 
 impl<'a> Batch<'a> {
@@ -53,6 +55,7 @@ impl<'a> Batch<'a> {
             next,
             audited: Vec::new(),
             removed: false,
+            heard: Heard::default(),
         })
     }
 
@@ -70,6 +73,9 @@ impl<'a> Batch<'a> {
 
     /// Ends the transaction, durably.
     pub(crate) async fn commit(mut self) -> Result<(), StoreError> {
+        std::mem::take(&mut self.heard)
+            .write(&mut self.session)
+            .await?;
         self.chain_audit().await?;
         if self.removed {
             self.prune_removed().await?;
@@ -122,7 +128,7 @@ impl<'a> Batch<'a> {
                 self.enter(revision, None, with).await?;
             }
             Write::Audit(entries) => self.note_audit(revision, entries),
-            Write::Heard(contact) => self.heard(contact).await?,
+            Write::Heard(contact) => self.heard.note(contact),
             Write::Forget { upto, before } => self.forget(*upto, *before).await?,
         }
         Ok(revision)
@@ -332,20 +338,6 @@ impl<'a> Batch<'a> {
         };
         let project = row.text(0)?;
         self.bury(revision, kind, name, &project).await
-    }
-
-    async fn heard(&mut self, contact: &Contact) -> Result<(), StoreError> {
-        let sql = "INSERT INTO contacts (uid, agent_seen, daemon_seen) VALUES ($1, $2, $3) \
-                   ON CONFLICT (uid) DO UPDATE SET \
-                   agent_seen = COALESCE(excluded.agent_seen, contacts.agent_seen), \
-                   daemon_seen = COALESCE(excluded.daemon_seen, contacts.daemon_seen)";
-        let values = vec![
-            (&contact.uid).into(),
-            micros(contact.agent),
-            micros(contact.daemon),
-        ];
-        self.session.run(sql, values).await?;
-        Ok(())
     }
 
     /// Writes what comes with a change.

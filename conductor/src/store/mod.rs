@@ -6,6 +6,7 @@
 
 pub(crate) mod backup;
 pub(crate) mod commit;
+mod contacts;
 pub(crate) mod database;
 pub(crate) mod leases;
 #[cfg(test)]

@@ -91,6 +91,7 @@ suite! {
     a_document_is_written_as_expected_or_not_at_all,
     the_audit_log_is_a_chain_and_its_end_is_vouched_for,
     contacts_are_kept_without_a_revision,
+    contacts_of_many_hosts_are_all_kept,
     what_a_removed_host_said_waits_to_be_told,
 }
 
@@ -284,6 +285,23 @@ async fn what_a_removed_host_said_waits_to_be_told(store: &dyn Store) {
     assert_eq!(one(store, forgotten).await.unwrap(), revision);
     assert!(!store.has_departed().await.unwrap());
     assert_eq!(store.outbox(0, 9).await.unwrap(), told[1..]);
+}
+
+async fn contacts_of_many_hosts_are_all_kept(store: &dyn Store) {
+    let at = |second: i64| Some(Timestamp::from_second(second).unwrap());
+    let all: Vec<_> = (1..=150)
+        .map(|number| Contact {
+            uid: format!("u{number:03}"),
+            agent: at(number),
+            daemon: None,
+        })
+        .collect();
+    let writes: Vec<_> = all.iter().cloned().map(Write::Heard).collect();
+    let outcomes = store.commit(&writes).await;
+    assert!(outcomes.iter().all(Result::is_ok) && outcomes.len() == 150);
+    let mut kept = store.contacts(Timestamp::UNIX_EPOCH).await.unwrap();
+    kept.sort_by(|a, b| a.uid.cmp(&b.uid));
+    assert_eq!(kept, all);
 }
 
 async fn contacts_are_kept_without_a_revision(store: &dyn Store) {
