@@ -234,6 +234,8 @@ fn deployed(all: &ours::Deployments) -> [Row; 4] {
 fn of_size(size: &Size) -> Vec<Row> {
     let of = |what: &str| format!("{} hosts: {what}", size.hosts);
     let event = size.event.map(|event| event.p99_ms);
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let silent = size.restart_silent as f64;
     vec![
         Row::gain(of("enrolments, 16 clients"), "1/s", Some(size.enrols)),
         Row::cost(of("all available"), "s", Some(size.available_seconds)),
@@ -252,6 +254,7 @@ fn of_size(size: &Size) -> Vec<Row> {
             "s",
             Some(size.restart_all_seconds),
         ),
+        Row::cost(of("  not heard again"), "", Some(silent)).goal(0.0),
     ]
 }
 
