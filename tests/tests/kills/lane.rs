@@ -115,13 +115,9 @@ impl Lane {
     async fn watch(&self) -> Result<()> {
         loop {
             if let Some(status) = self.served.ended()? {
-                let log = self.served.log();
-                let keep = self.keep_log();
-                ensure!(
-                    status.signal() == Some(9),
-                    "the conductor ended ({status}); see {} or {keep:?}",
-                    log.display()
-                );
+                if status.signal() != Some(9) {
+                    bail!("the conductor ended ({status}); log: {:?}", self.keep_log());
+                }
                 let died = self.died.lock();
                 died.unwrap_or_else(PoisonError::into_inner)
                     .push(Instant::now());
