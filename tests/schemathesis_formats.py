@@ -1,4 +1,4 @@
-"""Values of the formats that the OpenAPI document has and JSON Schema does not.
+"""Values of the formats that the OpenAPI document has and JSON Schema does not, and patience.
 
 Addresses of BMCs are of machines that do not answer; the run has no way out in any case. Not here:
 what is called, and how: that is schemathesis.toml.
@@ -83,3 +83,16 @@ for name, values in {
     "json": JSON.map(json.dumps),
 }.items():
     schemathesis.openapi.format(name, values)
+
+
+LONG = {str(seconds) for seconds in range(2, 61)}
+
+
+@schemathesis.hook
+def before_call(context, case, kwargs):
+    """A reader may wait for a minute, or follow lines that do not come; none does so long here."""
+    query = case.query or {}
+    if case.path == "/v1/hosts/{name}" and str(query.get("wait")) in LONG:
+        query["wait"] = 1
+    if case.path == "/v1/hosts/{name}/logs" and str(query.get("follow")).lower() == "true":
+        kwargs["timeout"] = 1
