@@ -155,6 +155,7 @@ async fn follow(
     from: Option<u64>,
 ) -> Result<Response, Problem> {
     let slot = watchers.slot()?;
+    let watching = app.hosts.seeing().metrics.watching();
     let mut changes = app.hosts.changes();
     let mut at = match from {
         Some(from) => from,
@@ -162,7 +163,7 @@ async fn follow(
     };
     let (sender, receiver) = mpsc::channel(64);
     tokio::spawn(async move {
-        let _slot = slot;
+        let _held = (slot, watching);
         let stop = app.stop.clone();
         // The reader hears at once that it is heard, and from where on.
         if bookmark(&sender, "Event", at).await.is_err() {

@@ -122,6 +122,7 @@ pub(crate) fn start(
     from: Option<u64>,
 ) -> Result<Response, Problem> {
     let slot = watchers.slot()?;
+    let watching = app.hosts.seeing().metrics.watching();
     // Heard of from here on, so that nothing is lost between what was and what comes.
     let changes = app.hosts.changes();
     let now = app.hosts.revision();
@@ -142,7 +143,7 @@ pub(crate) fn start(
     tokio::spawn(async move {
         // An end is an end, whoever made it.
         let _ = watch.run(missed, changes).await;
-        drop(slot);
+        drop((slot, watching));
     });
     Ok(answer(receiver))
 }

@@ -304,6 +304,14 @@ impl Turns {
         })
     }
 
+    /// How many wait, by group and kind of work; lines that are empty now are among them.
+    pub(crate) fn waiting(&self) -> Vec<(String, Work, usize)> {
+        let lines = self.lines();
+        let all = lines.by_key.iter();
+        all.map(|((group, work), line)| (group.clone(), *work, line.waiting.len()))
+            .collect()
+    }
+
     /// How many run and wait, by kind of work.
     #[cfg(test)]
     pub(crate) fn depths(&self) -> BTreeMap<Work, (usize, usize)> {
@@ -408,6 +416,8 @@ mod tests {
         assert_eq!(turns.ask(&demand(3, 1, 3)), Answer::Admitted, "asked again");
         assert_eq!(place("h002"), Some((2, 2)));
         assert_eq!(turns.depths()[&Work::Deploy], (1, 2));
+        let group = demand(0, 0, 0).group;
+        assert_eq!(turns.waiting(), [(group, Work::Deploy, 2)]);
     }
 
     #[test]

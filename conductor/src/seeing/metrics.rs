@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ferrite_proto::host::{HostState, HostStatus, Run, Stage};
+use ferrite_proto::operation::Work;
 use jiff::Timestamp;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -86,7 +87,8 @@ struct CallLabel {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct QueueLabel {
-    queue: String,
+    group: String,
+    work: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -256,7 +258,7 @@ impl Asked {
         to.register("agents_connected", help, self.agents.clone());
         let help = "Host daemons that are in touch";
         to.register("daemons_connected", help, self.daemons.clone());
-        let help = "Hosts that wait for their turn, by what they wait for";
+        let help = "Hosts that wait for their turn, by group and work";
         to.register("queue_depth", help, self.queues.clone());
         let help = "Age of the oldest event that a webhook has not taken";
         to.register_with_unit("webhook_lag", help, Unit::Seconds, self.webhook_lag.clone());
@@ -458,6 +460,19 @@ impl Metrics {
         };
         let time = self.counted.api_seconds.get_or_create(&label);
         time.observe(took.as_secs_f64());
+    }
+
+    /// How many hosts wait for their turn.
+    pub(crate) fn queues(&self, waiting: &[(String, Work, usize)]) {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        for (group, work, depth) in waiting {
+            let label = QueueLabel {
+                group: group.clone(),
+                work: work.as_str(),
+            };
+            let depth = i64::try_from(*depth).unwrap_or(i64::MAX);
+            asked.queues.get_or_create(&label).set(depth);
+        }
     }
 
     /// A watch is open for as long as this is held.

@@ -50,6 +50,7 @@ pub(crate) fn figures(hosts: &Hosts, limits: &Limits, now: Timestamp) -> String 
     if let Some(facts) = hosts.ownership().facts() {
         metrics.replica(&facts, now);
     }
+    metrics.queues(&hosts.turns().waiting());
     metrics.text(hosts.tallies(), limits, now)
 }
 

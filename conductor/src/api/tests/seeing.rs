@@ -1,6 +1,7 @@
 //! What those who look on are told.
 
 use super::*;
+use crate::clock;
 
 async fn text_of(conductor: &Conductor, path: &str, token: &str) -> (u16, String) {
     let request = Request::get(path)
@@ -388,4 +389,49 @@ pub(super) async fn unpacked(conductor: &Conductor) -> String {
     let mut unzipped = flate2::read::GzDecoder::new(&*bytes);
     std::io::Read::read_to_end(&mut unzipped, &mut text).unwrap();
     String::from_utf8_lossy(&text).into_owned()
+}
+
+#[tokio::test]
+async fn figures_count_those_who_wait_and_those_who_watch() {
+    use crate::lifecycle::turns::{Demand, GroupLimits};
+    use ferrite_proto::operation::Work;
+    let dir = tempfile::tempdir().unwrap();
+    let conductor = Conductor::start(dir.path()).await;
+    let turns = conductor.app.hosts.turns();
+    let one = GroupLimits {
+        deploy: 1,
+        ..GroupLimits::default()
+    };
+    turns.set_limits([("rack".to_owned(), one)].into());
+    for host in ["a", "b", "c"] {
+        turns.ask(&Demand {
+            host: host.to_owned(),
+            group: "rack".to_owned(),
+            work: Work::Deploy,
+            priority: 0,
+            since: clock::now(),
+        });
+    }
+    let watch = Request::get("/v1/hosts?watch=true")
+        .header("authorization", format!("Bearer {ADMIN}"))
+        .body(HttpBody::empty())
+        .unwrap();
+    let open = router(Arc::clone(&conductor.app)).oneshot(watch).await;
+    let open = open.unwrap();
+    let (_, figures) = text_of(&conductor, "/metrics", ADMIN).await;
+    let waiting = "ferrite_queue_depth{group=\"rack\",work=\"deploy\"} ";
+    assert!((value(&figures, waiting) - 2.0).abs() < 1e-9);
+    assert!((value(&figures, "ferrite_watchers ") - 1.0).abs() < 1e-9);
+    turns.forget("b");
+    turns.forget("c");
+    drop(open);
+    for _ in 0..100 {
+        let (_, figures) = text_of(&conductor, "/metrics", ADMIN).await;
+        if value(&figures, "ferrite_watchers ") < 0.5 {
+            assert!(value(&figures, waiting).abs() < 1e-9);
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the watch is counted for ever");
 }
