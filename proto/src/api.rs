@@ -45,6 +45,58 @@ impl Timeline {
     }
 }
 
+/// Where the seconds of all hosts went, by kind of run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct FleetTimeline {
+    /// Runs that ended since then.
+    pub since: jiff::Timestamp,
+    /// Whether these are all of them, and not only the last 5000.
+    pub complete: bool,
+    /// By kind of run, in the order of their names.
+    pub kinds: Vec<KindTimeline>,
+}
+
+/// Where the seconds of one kind of run went.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct KindTimeline {
+    /// `enrol`, `deploy`, `deprovision`, …
+    pub kind: String,
+    /// How many ended.
+    pub runs: usize,
+    /// From the beginning of a run to its end.
+    pub seconds: Spread,
+    /// Stages in the order in which they usually begin.
+    pub stages: Vec<StageSpread>,
+}
+
+/// One stage of all runs of a kind.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct StageSpread {
+    /// `firmware`, `ramdisk`, `write-image`, …
+    pub name: String,
+    /// How often it ended. More often than the runs, where it was repeated.
+    pub count: usize,
+    /// How long it took.
+    pub seconds: Spread,
+}
+
+/// Percentiles of seconds, by the nearest rank: each is a time that was really seen.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Spread {
+    /// Half of them took no longer.
+    pub p50: f64,
+    /// Nine of ten took no longer.
+    pub p90: f64,
+    /// Ninety-nine of a hundred took no longer.
+    pub p99: f64,
+    /// The longest.
+    pub max: f64,
+}
+
 /// Set what a host shall run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -86,6 +86,7 @@ pub(crate) const TABLE: &[Line] = &[
     view("GET", "/v1/hosts/{name}/events", Scope::Host),
     view("GET", "/v1/hosts/{name}/inventory", Scope::Host),
     view("GET", "/v1/hosts/{name}/timeline", Scope::Host),
+    view("GET", "/v1/timeline", Scope::Any),
     view("GET", "/v1/images", Scope::Any),
     operate("POST", "/v1/images", Scope::Global),
     view("GET", "/v1/images/{name}", Scope::Any),

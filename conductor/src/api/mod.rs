@@ -121,6 +121,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/hosts/{name}/events", get(operator::events))
         .route("/v1/hosts/{name}/inventory", get(operator::inventory))
         .route("/v1/hosts/{name}/timeline", get(operator::timeline))
+        .route("/v1/timeline", get(operator::fleet_timeline))
         .route("/v1/events", get(events::list))
         .route("/v1/tasks", get(tasks::list))
         .route("/v1/tasks/{name}", delete(operations::abort))

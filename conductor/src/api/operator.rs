@@ -4,20 +4,26 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use ferrite_proto::api::{EventList, Explanation, Provision, Timeline, Version};
+use ferrite_proto::api::{EventList, Explanation, FleetTimeline, Provision, Timeline, Version};
 use ferrite_proto::host::Host;
 use ferrite_proto::inventory::Inventory;
 use ferrite_proto::problem::{Code, Problem};
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 
 use super::{Answer, App, Body, Query};
-use crate::access::caller::actor;
+use crate::access::caller::{Visible, actor};
 use crate::clock;
 use crate::crash::{self, Moment, Work};
 use crate::lifecycle::explain as words;
+use crate::seeing::fleet;
 
 const MOST_EVENTS: u32 = 2000;
 const MOST_RUNS: u32 = 50;
+/// Runs of all hosts that percentiles are taken of.
+const MOST_OF_FLEET: u32 = 5000;
+/// How far back those go, unless asked otherwise.
+const FLEET_SINCE: SignedDuration = SignedDuration::from_hours(24);
 
 /// How many.
 #[derive(Debug, Deserialize)]
@@ -113,6 +119,35 @@ pub(crate) async fn timeline(
     let mut runs = app.hosts.runs(&name, limit).await?;
     runs.extend(app.hosts.stored(&name)?.record.run.doing.clone());
     Ok(Json(Timeline { runs }))
+}
+
+/// Since when.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Since {
+    since: Option<Timestamp>,
+}
+
+/// `GET /v1/timeline`
+pub(crate) async fn fleet_timeline(
+    State(app): State<Arc<App>>,
+    visible: Visible,
+    Query(query): Query<Since>,
+) -> Answer<FleetTimeline> {
+    let day = clock::now().checked_sub(FLEET_SINCE);
+    let since = query.since.unwrap_or(day.unwrap_or(Timestamp::MIN));
+    let mut runs = app.hosts.runs_since(since, MOST_OF_FLEET).await?;
+    let complete = runs.len() < MOST_OF_FLEET as usize;
+    // Those of a host that is gone are for who sees everything.
+    runs.retain(|run| match app.hosts.stored(&run.host) {
+        Ok(stored) => visible.sees(&stored.record.host.project),
+        Err(_) => visible == Visible::all(),
+    });
+    Ok(Json(FleetTimeline {
+        since,
+        complete,
+        kinds: fleet::percentiles(&runs),
+    }))
 }
 
 /// `GET /v1/version`

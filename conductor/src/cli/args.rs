@@ -213,11 +213,14 @@ pub(crate) enum HostCommand {
         #[arg(add = super::complete::hosts())]
         name: String,
     },
-    /// Show where the seconds of a host went.
+    /// Show where the seconds of a host went, as a waterfall.
     Timeline {
         /// Its name.
         #[arg(add = super::complete::hosts())]
         name: String,
+        /// Which run, counted from the newest.
+        #[arg(long, default_value_t = 1, value_name = "N")]
+        run: usize,
     },
     /// Show a host's hardware, as JSON.
     Inventory {

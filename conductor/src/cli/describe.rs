@@ -14,7 +14,7 @@ use super::apply::{is_absent, shown};
 use super::client::Client;
 use super::get::text;
 use super::kind::{self, Kind};
-use super::{print, show, yaml};
+use super::{print, show, timeline, yaml};
 
 /// Events that are shown.
 const EVENTS: u32 = 20;
@@ -114,7 +114,11 @@ fn described(kind: Kind, item: &Value, words: Option<&Words>) -> anyhow::Result<
         events, timeline, ..
     }) = words
     {
-        section(&mut page, "Last run", &show::timeline(timeline));
+        section(
+            &mut page,
+            "Last run",
+            &timeline::newest(timeline, jiff::Timestamp::now()),
+        );
         section(&mut page, "Events", &show::events(events));
     }
     Ok(page)

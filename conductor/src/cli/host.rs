@@ -18,7 +18,7 @@ use serde_json::to_value;
 
 use super::args::{Add, Common, Data, HostCommand, ImageArgs, Output, Provision, Set};
 use super::client::Client;
-use super::{import, print, print_value, show, watch};
+use super::{import, print, print_value, show, timeline, watch};
 
 /// Bytes of a file that is sent along.
 const FILE_LIMIT: u64 = 512 * 1024;
@@ -79,9 +79,10 @@ pub(crate) async fn run(
             let words: Explanation = client.get(&path(&name, "/explain")).await?;
             shown(&words, output, show::explanation)?;
         }
-        HostCommand::Timeline { name } => {
-            let timeline: Timeline = client.get(&path(&name, "/timeline")).await?;
-            shown(&timeline, output, show::timeline)?;
+        HostCommand::Timeline { name, run } => {
+            let known: Timeline = client.get(&path(&name, "/timeline")).await?;
+            let drawn = timeline::of_host(&known, run, jiff::Timestamp::now())?;
+            shown(&known, output, |_| drawn)?;
         }
         HostCommand::Operate(asked) => return super::operate::run(client, asked, output).await,
         HostCommand::Inventory { name } => {

@@ -27,6 +27,7 @@ mod operate;
 mod show;
 mod sse;
 mod table;
+mod timeline;
 mod verbs;
 mod wait;
 mod watch;

@@ -2,14 +2,14 @@
 
 use std::fmt::Write;
 
-use comfy_table::{CellAlignment, Table, presets};
-use ferrite_proto::api::{EventList, Explanation, Timeline};
+use comfy_table::{Table, presets};
+use ferrite_proto::api::{EventList, Explanation};
 use ferrite_proto::host::{Host, HostError, HostStatus, Power};
 use ferrite_proto::inventory::Inventory;
 use ferrite_proto::size::ByteSize;
 use jiff::Timestamp;
 
-fn new_table(header: &[&str]) -> Table {
+pub(super) fn new_table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)
@@ -17,12 +17,12 @@ fn new_table(header: &[&str]) -> Table {
     table
 }
 
-fn lines(table: &Table) -> String {
+pub(super) fn lines(table: &Table) -> String {
     let trimmed = table.lines().map(|line| line.trim_end().to_owned() + "\n");
     trimmed.collect()
 }
 
-fn clock(at: Timestamp) -> String {
+pub(super) fn clock(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
@@ -64,7 +64,7 @@ pub(crate) fn doing(status: &HostStatus) -> String {
     .to_owned()
 }
 
-fn amount(bytes: u64) -> String {
+pub(super) fn amount(bytes: u64) -> String {
     if bytes == 0 {
         String::new()
     } else {
@@ -187,37 +187,6 @@ pub(crate) fn explanation(words: &Explanation) -> String {
         words.next,
         advice.unwrap_or_default()
     )
-}
-
-/// Where the seconds went.
-pub(crate) fn timeline(timeline: &Timeline) -> String {
-    let mut table = new_table(&["STAGE", "STARTED", "SECONDS", "BYTES", "DETAIL"]);
-    for column in [2, 3] {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    for stage in timeline.stages() {
-        let seconds = stage.seconds.map_or("-".to_owned(), |s| format!("{s:.1}"));
-        table.add_row([
-            stage.name.clone(),
-            clock(stage.started),
-            seconds,
-            stage.bytes.map(amount).unwrap_or_default(),
-            stage.detail.clone().unwrap_or_default(),
-        ]);
-    }
-    let mut text = lines(&table);
-    let _ = writeln!(text, "firmware boots: {}", firmware_boots(timeline));
-    text
-}
-
-/// How often the power was asked for.
-fn firmware_boots(timeline: &Timeline) -> usize {
-    timeline
-        .stages()
-        .filter(|stage| stage.name == "firmware")
-        .count()
 }
 
 /// A host's log.

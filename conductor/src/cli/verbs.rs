@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use ferrite_proto::api::FleetTimeline;
 use reqwest::Method;
 
 use super::args::{HostCommand, Output};
@@ -12,7 +13,7 @@ use super::client::Client;
 use super::get::{Get, Selection};
 use super::kind::{self, Kind};
 use super::wait::{self, Until, Wait};
-use super::{apply, describe, edit, get, host, log, manifest, print};
+use super::{apply, describe, edit, get, host, log, manifest, print, timeline};
 
 /// How long `delete --wait` waits.
 const DELETED_IN: Duration = Duration::from_mins(10);
@@ -43,6 +44,12 @@ pub(crate) enum Verb {
     Logs(log::Logs),
     /// Show what happened, on one host or on all.
     Events(log::Events),
+    /// Show where the seconds of all hosts went, as percentiles.
+    Timeline {
+        /// Runs that ended since then: `2026-11-21T06:00:00Z`. The last 24 hours when absent.
+        #[arg(long, value_name = "TIME")]
+        since: Option<jiff::Timestamp>,
+    },
     /// Say what a host is doing, what comes next, and what can be done.
     Explain {
         /// `host/NAME`, or just its name.
@@ -128,6 +135,12 @@ pub(crate) async fn run(client: &Client, verb: Verb, output: Output) -> anyhow::
         Verb::Wait(asked) => wait::run(client, asked).await,
         Verb::Logs(asked) => log::logs(client, asked, output).await,
         Verb::Events(asked) => log::events(client, asked, output).await,
+        Verb::Timeline { since } => {
+            let since = since.map_or_else(String::new, |since| format!("?since={since}"));
+            let fleet: FleetTimeline = client.get(&format!("/v1/timeline{since}")).await?;
+            host::shown(&fleet, output, timeline::of_fleet)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::Explain { host } => {
             let name = host.rsplit('/').next().unwrap_or_default().to_owned();
             host::run(client, HostCommand::Explain { name }, output).await

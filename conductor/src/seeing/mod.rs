@@ -6,6 +6,7 @@
 pub(crate) mod bundle;
 pub(crate) mod calls;
 pub(crate) mod config;
+pub(crate) mod fleet;
 pub(crate) mod gather;
 pub(crate) mod logs;
 pub(crate) mod measured;

@@ -150,8 +150,8 @@ fn each_guard_is_missed() {
     assert!(unmissed.is_empty(), "{unmissed:?}");
 }
 
-/// Killed once at any point that the seeds pass, and started again, the conductor does nothing twice
-/// and ends all. The real one is killed at every point by the tests' `kills`.
+/// Killed once at any point that the seeds pass, and started again, the conductor does nothing
+/// twice and ends all. The real one is killed at every point by the tests' `kills`.
 #[test]
 fn the_conductor_is_killed_at_each_point() {
     let runs = run_all(plans(1..=KILL_SEEDS, None), 1);

@@ -4,7 +4,8 @@ use ferrite_proto::agent_api::{
     CheckIn, CheckInReply, Enroll, EnrollReply, Hello, HelloReply, Poll, PollReply,
 };
 use ferrite_proto::api::{
-    EventList, Explanation, FleetEvents, HostList, LogLines, Provision, Timeline, Version,
+    EventList, Explanation, FleetEvents, FleetTimeline, HostList, LogLines, Provision, Timeline,
+    Version,
 };
 use ferrite_proto::catalog::{Cluster, ClusterList, Image, ImageList, Profile, ProfileList};
 use ferrite_proto::host::{Host, HostManifest};
@@ -320,6 +321,14 @@ fn fleet(all: &mut Document) {
     all.call("DELETE", "/v1/tasks/{name}", "abortTask", summary)
         .answers::<Host>(200, "The host.")
         .or(&[409]);
+    let summary = "Where the seconds of all hosts went: percentiles of each stage.";
+    all.call("GET", "/v1/timeline", "readFleetTimeline", summary)
+        .query(
+            "since",
+            &time,
+            "Runs that ended since then; 24 hours when absent.",
+        )
+        .answers::<FleetTimeline>(200, "By kind of run.");
     all.call("GET", "/v1/events", "listEvents", "The log of all hosts.")
         .query(
             "limit",
