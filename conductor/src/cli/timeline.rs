@@ -152,17 +152,18 @@ mod tests {
     #[test]
     fn the_newest_run_is_drawn_and_the_others_are_named() {
         let text = of_host(&timeline(), 1, at(140)).unwrap();
-        let bars = ["█".repeat(30), "█".repeat(10)];
+        let lines: Vec<_> = text.lines().map(str::trim_end).collect();
+        let (first, second) = ("█".repeat(30), "█".repeat(10));
         assert_eq!(
-            text,
-            format!(
-                "deploy at 1970-01-01 00:01:40: under way, 40.0 s, firmware boots: 0\n \
-                 STAGE        SECONDS  BYTES                                            DETAIL\n \
-                 write-image     30.0         {}\n \
-                 boot               -         {:30}{}\n\
-                 --run 2: enrol at 1970-01-01 00:00:00: available, 50.0 s, firmware boots: 1\n",
-                bars[0], "", bars[1]
-            )
+            lines,
+            [
+                "deploy at 1970-01-01 00:01:40: under way, 40.0 s, firmware boots: 0".to_owned(),
+                format!(" STAGE        SECONDS  BYTES  {:40}  DETAIL", ""),
+                format!(" write-image     30.0         {first}"),
+                format!(" boot               -         {:30}{second}", ""),
+                "--run 2: enrol at 1970-01-01 00:00:00: available, 50.0 s, firmware boots: 1"
+                    .to_owned(),
+            ]
         );
         let older = of_host(&timeline(), 2, at(140)).unwrap();
         assert!(older.starts_with("enrol at"), "{older}");

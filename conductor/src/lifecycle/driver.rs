@@ -32,8 +32,8 @@ const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// lost, one of the name of another that was just leaving.
 const ROUND: Duration = Duration::from_secs(5);
 
-/// BMCs that are looked at at once. After a start all of ten thousand are due: each has an open file
-/// and buffers. Not what switches: it was decided for now.
+/// BMCs that are looked at at once. After a start all of ten thousand are due: each has an open
+/// file and buffers. Not what switches: it was decided for now.
 const LOOKS: usize = 512;
 
 /// The tasks of all hosts.
