@@ -139,7 +139,10 @@ mod tests {
     }
 
     fn timeline() -> Timeline {
-        let stage = |name: &str, second: i64, seconds: Option<f64>| json!({"name": name, "started": at(second), "seconds": seconds});
+        let stage = |name: &str, second: i64, seconds: Option<f64>| {
+            let started = at(second);
+            json!({"name": name, "started": started, "seconds": seconds})
+        };
         let runs = json!({"runs": [
             {"host": "n", "kind": "enrol", "started": at(0), "ended": at(50),
              "outcome": "available", "stages": [stage("firmware", 0, Some(50.0))]},
