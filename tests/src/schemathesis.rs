@@ -74,6 +74,9 @@ fn call(args: &SchemathesisArgs, url: &str, state: &Path) -> Result<()> {
         .arg(state.join("ca.pem"))
         .args(&args.more)
         .env("FERRITE_TOKEN", token.trim())
+        // What it learns is not for the next run, and not for this folder.
+        .env("HYPOTHESIS_STORAGE_DIRECTORY", state.join("hypothesis"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
         .stdin(Stdio::null());
     match args.seed {
         Some(seed) => command.args(["--seed", &seed.to_string()]),
