@@ -95,8 +95,13 @@ impl Operator {
 
     /// Whether the conductor answers.
     pub async fn is_served(&self) -> bool {
+        self.is_served_within(Duration::from_secs(2)).await
+    }
+
+    /// Whether the conductor answers within a time.
+    pub async fn is_served_within(&self, patience: Duration) -> bool {
         let request = self.request(Method::GET, "/v1/version");
-        let answer = request.timeout(Duration::from_secs(2)).send().await;
+        let answer = request.timeout(patience).send().await;
         answer.is_ok_and(|answer| answer.status() == StatusCode::OK)
     }
 

@@ -18,6 +18,9 @@ use super::Operator;
 /// Where in an ISO the boot parameters are, to its end.
 pub(super) const ISO_CONFIG_AT: usize = 4096;
 
+/// How long an answer may take while it starts.
+const ANSWER: Duration = Duration::from_secs(20);
+
 /// A conductor.
 #[derive(Debug)]
 pub struct Served {
@@ -124,8 +127,9 @@ impl Served {
     pub async fn until_ready(&self, patience: Duration) -> Result<Duration> {
         let started = Instant::now();
         loop {
+            // Whoever gives up and comes again is behind ten thousand agents each time.
             if let Ok(operator) = self.operator()
-                && operator.is_served().await
+                && operator.is_served_within(ANSWER).await
             {
                 return Ok(started.elapsed());
             }
