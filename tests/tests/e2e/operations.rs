@@ -103,8 +103,9 @@ fn log_in(
 fn a_person_logs_in(site: &Site<'_>, password: &str, access: &RescueAccess) -> Result<()> {
     let wrong = log_in(site, "not-the-password", access, "id -u")?;
     ensure!(!wrong.status.success(), "any password will do");
-    // What a rescue is for: the OS's own files, read with the tools of the ramdisk.
-    let look = "e2fsck -V; for part in /dev/vda1 /dev/sda1 /dev/nvme0n1p1; do \
+    // What a rescue is for: the OS's own files, read with the tools of the ramdisk. The third
+    // partition is the root of the image that is deployed here.
+    let look = "e2fsck -V; for part in /dev/vda3 /dev/sda3 /dev/nvme0n1p3; do \
                 test -b $part && mount -o ro $part /mnt; done; cat /mnt/etc/debian_version; \
                 umount /mnt; id -u";
     let there = log_in(site, password, access, look)?;
