@@ -12,6 +12,7 @@ use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::step::Progress;
 use jiff::Timestamp;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::sync::{broadcast, watch};
 
 use crate::access::caller::Visible;
@@ -593,6 +594,17 @@ pub(crate) fn shown(live: &Live, stored: &Stored) -> Host {
     let mut host = stored.record.host.clone();
     note_contacts(live, &mut host);
     host
+}
+
+/// The same as JSON. A host at rest is written once for all lists until it is heard again; of one
+/// in a step the progress is of now each time.
+pub(crate) fn shown_as_json(live: &Live, stored: &Stored) -> serde_json::Result<Arc<RawValue>> {
+    let host = &stored.record.host;
+    let write = || serde_json::value::to_raw_value(&shown(live, stored));
+    if host.status.step.is_some() {
+        return write().map(Into::into);
+    }
+    live.written(host.version, write)
 }
 
 fn note_contacts(live: &Live, host: &mut Host) {

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ferrite_proto::step::Progress;
 use jiff::Timestamp;
+use serde_json::value::RawValue;
 use tokio::sync::{Notify, broadcast, watch};
 
 use crate::boots::Boots;
@@ -80,6 +81,16 @@ pub(crate) struct Live {
     stored: Mutex<Arc<Stored>>,
     seen: Mutex<Seen>,
     progress: Mutex<Option<Ticked>>,
+    written: Mutex<Option<Written>>,
+}
+
+/// A host as JSON, as lists have it, and what it is the JSON of.
+#[derive(Debug, Clone)]
+struct Written {
+    version: Revision,
+    agent: Option<Timestamp>,
+    daemon: Option<Timestamp>,
+    json: Arc<RawValue>,
 }
 
 /// How far a step is, newer than what is stored.
@@ -119,6 +130,31 @@ impl Live {
         let ticked = lock(&self.progress);
         let ticked = ticked.as_ref().filter(|ticked| ticked.order == order);
         ticked.map(|ticked| ticked.progress.clone())
+    }
+
+    /// The host as JSON: of before where it is the same still, else as `write` makes it.
+    pub(crate) fn written(
+        &self,
+        version: Revision,
+        write: impl FnOnce() -> serde_json::Result<Box<RawValue>>,
+    ) -> serde_json::Result<Arc<RawValue>> {
+        let seen = self.seen();
+        let (agent, daemon) = (seen.agent, seen.daemon);
+        let known = lock(&self.written).clone();
+        let of_now = |known: &Written| {
+            known.version == version && known.agent == agent && known.daemon == daemon
+        };
+        if let Some(known) = known.filter(of_now) {
+            return Ok(known.json);
+        }
+        let json: Arc<RawValue> = write()?.into();
+        *lock(&self.written) = Some(Written {
+            version,
+            agent,
+            daemon,
+            json: Arc::clone(&json),
+        });
+        Ok(json)
     }
 
     /// Power was read, and is as before.
@@ -573,6 +609,7 @@ fn new_live(stored: &Arc<Stored>) -> Arc<Live> {
         stored: Mutex::new(Arc::clone(stored)),
         seen: Mutex::default(),
         progress: Mutex::default(),
+        written: Mutex::default(),
     })
 }
 

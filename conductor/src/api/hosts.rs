@@ -9,13 +9,14 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use ferrite_proto::api::{HostList, HostListKind};
+use ferrite_proto::api::HostListKind;
 use ferrite_proto::host::{BmcSpec, Host, HostManifest};
 use ferrite_proto::problem::{Code, Problem};
-use ferrite_proto::resource::ApiVersion;
+use ferrite_proto::resource::{ApiVersion, ListMetadata};
 use ferrite_proto::secret::Secret;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::App;
 use super::body::{self, Body, Query};
@@ -27,7 +28,7 @@ use super::watch::{self, Shown, Source, Watchers};
 use crate::access::caller::{Visible, actor};
 use crate::clock;
 use crate::crash::{self, Moment, Work};
-use crate::hosts::shown;
+use crate::hosts::shown_as_json;
 use crate::lifecycle::change::Change;
 use crate::lifecycle::intent;
 use crate::roll::HOST;
@@ -82,14 +83,34 @@ pub(crate) async fn list(
         visible.sees(&host.project) && selectors.select(&host.project, &host.labels, whole)
     });
     let (items, next) = list::page(meant, limit, |(_, stored)| &stored.record.host.name);
-    let items = items.iter().map(|(live, stored)| shown(live, stored));
-    let all = HostList {
+    let items = items
+        .iter()
+        .map(|(live, stored)| shown_as_json(live, stored));
+    let items = items.collect::<Result<Vec<_>, _>>().map_err(unwritten)?;
+    let all = Page {
         api_version: ApiVersion::V1,
         kind: HostListKind::HostList,
         metadata: list::metadata(revision, next),
-        items: items.collect(),
+        items: items.iter().map(AsRef::as_ref).collect(),
     };
     Ok(Json(all).into_response())
+}
+
+/// A [`HostList`] whose hosts are written already.
+///
+/// [`HostList`]: ferrite_proto::api::HostList
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Page<'a> {
+    api_version: ApiVersion,
+    kind: HostListKind,
+    metadata: ListMetadata,
+    items: Vec<&'a RawValue>,
+}
+
+fn unwritten(error: serde_json::Error) -> Problem {
+    let what = format!("a host cannot be written as JSON: {error}");
+    Problem::new(Code::Internal, what, "report this")
 }
 
 fn source() -> Source {

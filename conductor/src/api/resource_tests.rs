@@ -45,6 +45,12 @@ async fn put_makes_a_host_and_the_same_again_changes_nothing() {
     let (status, same) = conductor.call("PUT", "/v1/hosts/a", ADMIN, &wanted).await;
     assert_eq!(status, 200, "{same}");
     assert_eq!(same["metadata"]["generation"], 1);
+    let listed = conductor.admin("GET", "/v1/hosts", Value::Null).await;
+    assert_eq!(
+        listed["items"],
+        json!([same]),
+        "written for the list as alone"
+    );
     wanted["spec"]["boot_mode"] = json!("bios");
     wanted["metadata"]["labels"] = json!({"rack": "r2"});
     let changed = conductor.admin("PUT", "/v1/hosts/a", wanted).await;
