@@ -86,7 +86,9 @@ pub(crate) async fn list(
     let items = items
         .iter()
         .map(|(live, stored)| shown_as_json(live, stored));
-    let items = items.collect::<Result<Vec<_>, _>>().map_err(unwritten)?;
+    let items = items
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| unwritten(&error))?;
     let all = Page {
         api_version: ApiVersion::V1,
         kind: HostListKind::HostList,
@@ -108,7 +110,7 @@ struct Page<'a> {
     items: Vec<&'a RawValue>,
 }
 
-fn unwritten(error: serde_json::Error) -> Problem {
+fn unwritten(error: &serde_json::Error) -> Problem {
     let what = format!("a host cannot be written as JSON: {error}");
     Problem::new(Code::Internal, what, "report this")
 }
