@@ -76,6 +76,8 @@ guards! {
     HalfWrittenIsNotShown,
     /// The power is read anew before the machine is switched.
     PowerReadFresh,
+    /// A request for power whose answer was lost is not followed by a reset.
+    LostAnswerIsNoSecondBoot,
     /// A BMC says which machine it is before that is switched.
     IdentifiedBeforeSwitched,
     /// A host is off before it is forgotten.

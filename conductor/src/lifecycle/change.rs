@@ -307,8 +307,16 @@ impl Change {
     /// The BMC told whether the machine is on.
     pub(crate) fn power_read(&mut self, power: Power) {
         self.bmc_obeyed();
-        self.record.host.status.power = Some(power);
+        let before = self.record.host.status.power.replace(power);
         self.record.run.power_at = Some(self.now);
+        let boot = self.record.run.boot.as_ref();
+        let to_boot = boot.is_some_and(|boot| boot.phase == BootPhase::OverrideSet);
+        let came_on = before == Some(Power::Off) && power == Power::On;
+        if to_boot && came_on && guard::stands(Guard::LostAnswerIsNoSecondBoot) {
+            // The request took effect, and its answer was lost or we ended before it was noted. To
+            // reset the machine would be a second boot.
+            self.power_asked(self.now);
+        }
     }
 
     /// A ticket was made: a boot of the ramdisk begins, and any agent of before is given up.

@@ -440,7 +440,9 @@ pub(super) fn switched(sim: &Sim, name: &str, action: PowerAction) {
         return;
     }
     let record = state.stored.get(name).map(|stored| stored.record.clone());
-    let (Some(record), Some(machine)) = (record, state.machines.get(name)) else {
+    // A reading of tomorrow, once tomorrow has come after all, looks fresh.
+    let jumped = state.jumped_at.is_some();
+    let (Some(record), Some(machine)) = (record, state.machines.get_mut(name)) else {
         return;
     };
     let heard = machine
@@ -453,15 +455,21 @@ pub(super) fn switched(sim: &Sim, name: &str, action: PowerAction) {
     let stale = machine
         .power_told
         .is_none_or(|told| armed_at.is_some_and(|at| told < at));
-    // A reading of tomorrow, once tomorrow has come after all, looks fresh.
-    let jumped = state.jumped_at.is_some();
     let stale = stale && !jumped;
     let held = machine
         .held_since
         .is_some_and(|at| at.elapsed() > ON_ITS_WAY);
+    let ticket = boot.map(|boot| boot.ticket_sha256.clone());
+    let boots = ticket.is_some() && machine.switched_for == ticket;
+    if action == PowerAction::On && for_ramdisk {
+        machine.switched_for = ticket;
+    }
     let what = match action {
         _ if machine.lied_lately() => None,
         _ if held && record.run.deletion.is_none() => Some("switched while it is held"),
+        PowerAction::ForceRestart if for_ramdisk && boots => {
+            Some("reset in the boot that it was switched on for")
+        }
         PowerAction::ForceRestart if in_touch => Some("reset while its agent is in touch"),
         PowerAction::On | PowerAction::ForceRestart if for_ramdisk && stale => {
             Some("switched by an old reading of its power")

@@ -119,6 +119,8 @@ pub(super) struct Machine {
     pub(super) locked_until: Option<Instant>,
     /// It was told to switch off, and did, since somebody asked for its deletion.
     pub(super) let_go: bool,
+    /// The ticket that it was switched on for.
+    pub(super) switched_for: Option<String>,
     /// Since when nobody but people may switch it.
     pub(super) held_since: Option<Instant>,
     /// How often it was stored since then.
@@ -346,6 +348,7 @@ impl Machine {
             tells_on_until: None,
             locked_until: None,
             let_go: false,
+            switched_for: None,
             held_since: None,
             stored: (Instant::now(), 0),
         }
