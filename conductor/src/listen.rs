@@ -212,7 +212,9 @@ where
     type Future = Accepting<A::Stream, A::Service>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        let slot = stream.peer_addr();
+        // An answer goes at once: its last piece would else wait for the caller's kernel to tell
+        // that it has the others, 40 ms later.
+        let slot = stream.set_nodelay(true).and_then(|()| stream.peer_addr());
         let slot = slot.map(|peer| self.slots.take(peer.ip()));
         let slot = match slot {
             Ok(Some(slot)) => Arc::new(slot),

@@ -115,10 +115,14 @@ pub async fn run(args: &BenchArgs) -> Result<()> {
         let dir = tempfile::tempdir_in(&target).context("making a folder for the state")?;
         Some(ours::measure(&ferrite, dir.path(), &times).await?)
     };
-    let peer = if args.no_peer {
-        None
+    // What was measured is printed, whatever becomes of the peer.
+    let (peer, failure) = if args.no_peer {
+        (None, None)
     } else {
-        Some(ironic::measure(&target.join("ironic"), &times).await?)
+        match ironic::measure(&target.join("ironic"), &times).await {
+            Ok(figures) => (Some(figures), None),
+            Err(error) => (None, Some(error)),
+        }
     };
     let report = Report {
         cores: std::thread::available_parallelism().map_or(1, usize::from),
@@ -129,5 +133,5 @@ pub async fn run(args: &BenchArgs) -> Result<()> {
     std::fs::write(&file, serde_json::to_vec_pretty(&report)?)?;
     table::print(&report, &mut std::io::stdout().lock())?;
     tracing::info!("the figures lie in {}", file.display());
-    Ok(())
+    failure.map_or(Ok(()), |error| Err(error.context("measuring Ironic")))
 }
