@@ -7,7 +7,7 @@
 #[cfg(not(test))]
 pub(crate) use real::{now, steady_since};
 
-/// The system's clock, and whether somebody put it forward.
+/// The system's clock, and whether somebody set it.
 #[cfg(not(test))]
 mod real {
     use std::sync::OnceLock;
@@ -17,14 +17,14 @@ mod real {
     use jiff::Timestamp;
 
     /// More than a clock is put right by without anybody noticing.
-    const JUMP: i64 = 5_000_000;
+    const JUMP: u64 = 5_000_000;
 
     /// A moment on both clocks: the wall's, and the one that cannot be set.
     static BEGIN: OnceLock<(Timestamp, Instant)> = OnceLock::new();
     /// By how much the wall clock was further than the other, in microseconds.
     static AHEAD: AtomicI64 = AtomicI64::new(0);
-    /// When it was last put forward, in microseconds.
-    static FORWARD: AtomicI64 = AtomicI64::new(i64::MIN);
+    /// When it was last put forward or back, in microseconds.
+    static SET: AtomicI64 = AtomicI64::new(i64::MIN);
 
     /// The time.
     pub(crate) fn now() -> Timestamp {
@@ -33,15 +33,16 @@ mod real {
         let passed = i64::try_from(since.elapsed().as_micros()).unwrap_or(i64::MAX);
         let shown = now.as_microsecond() - begin.as_microsecond();
         let ahead = shown.saturating_sub(passed);
-        if ahead - AHEAD.swap(ahead, Ordering::Relaxed) > JUMP {
-            FORWARD.store(now.as_microsecond(), Ordering::Relaxed);
+        let before = AHEAD.swap(ahead, Ordering::Relaxed);
+        if ahead.abs_diff(before) > JUMP {
+            SET.store(now.as_microsecond(), Ordering::Relaxed);
         }
         now
     }
 
-    /// When the clock was last put forward while this conductor ran.
+    /// When the clock was last put forward or back while this conductor ran.
     pub(crate) fn steady_since() -> Option<Timestamp> {
-        Timestamp::from_microsecond(FORWARD.load(Ordering::Relaxed)).ok()
+        Timestamp::from_microsecond(SET.load(Ordering::Relaxed)).ok()
     }
 
     #[cfg(not(debug_assertions))]
