@@ -361,16 +361,8 @@ impl Hosts {
         let name = change.record.host.name.clone();
         let (host, with) = change.into_parts();
         let events = with.events.clone();
-        let (uid, host) = (host.record.host.uid.clone(), Box::new(host));
-        if let Err(problem) = self.write(Write::Add { host, with }).await {
-            // What was lost may be the answer only: a host that is stored must be driven.
-            self.refresh().await?;
-            let there = self.stored(&name);
-            there
-                .ok()
-                .filter(|it| it.record.host.uid == uid)
-                .ok_or(problem)?;
-        }
+        let host = Box::new(host);
+        self.write(Write::Add { host, with }).await?;
         log_events(&name, &events);
         self.get(&name)
     }
@@ -474,7 +466,7 @@ impl Hosts {
     }
 
     /// After a transaction whose end is not known, the store is read before anything is decided.
-    async fn be_sure(&self) -> Result<(), Problem> {
+    pub(crate) async fn be_sure(&self) -> Result<(), Problem> {
         if self.roll.is_doubtful() {
             self.refresh().await?;
         }
@@ -537,7 +529,7 @@ impl Hosts {
             .is_some_and(|live| self.roll.progress(&live, order, progress, clock::now()))
     }
 
-    /// What is seen of a host. Before this conductor started, while its clock skipped time, and
+    /// What is seen of a host. Before this conductor started, before its clock was set, and
     /// while its store kept everybody waiting, nobody could be heard: silence counts from then.
     pub(crate) fn observed<'a>(&self, name: &str, limits: &'a Limits) -> Observed<'a> {
         let seen = self.live(name).map(|live| live.seen());
@@ -590,7 +582,7 @@ fn with_stored(live: Arc<Live>) -> (Arc<Live>, Arc<Stored>) {
 }
 
 /// A host as people see it: last contacts are in memory, and newer than what is stored.
-pub(crate) fn shown(live: &Live, stored: &Stored) -> Host {
+fn shown(live: &Live, stored: &Stored) -> Host {
     let mut host = stored.record.host.clone();
     note_contacts(live, &mut host);
     host

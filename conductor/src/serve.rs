@@ -20,7 +20,6 @@ use crate::access::peer::Introduced;
 use crate::access::refusals::Refusals;
 use crate::access::registry::{FIRST_ADMIN, PREFIX};
 use crate::actor::Actor;
-use crate::api::drain;
 use crate::api::limits::{self, Limiter};
 use crate::api::{self, App};
 use crate::boots::{Boots, Sighting};
@@ -383,9 +382,7 @@ async fn serve_https(
     ));
     let limiter = Limiter::new(config.api_rate);
     let limited = middleware::from_fn_with_state(limiter, limits::limit);
-    let service = api::router(app)
-        .layer(limited)
-        .layer(middleware::from_fn(drain::rest));
+    let service = api::router(app).layer(limited);
     let service = service.into_make_service_with_connect_info::<SocketAddr>();
     tracing::info!(listen = %config.listen, url = %config.url, "serving");
     let context = || format!("serving HTTPS on {}", config.listen);

@@ -11,7 +11,6 @@ pub(crate) mod catalog;
 #[cfg(test)]
 mod certificate_tests;
 pub(crate) mod daemon;
-pub(crate) mod drain;
 mod error;
 pub(crate) mod events;
 pub(crate) mod hosts;

@@ -108,6 +108,10 @@ impl Driver {
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(ROUND) => {}
             }
+            if let Err(problem) = self.world.hosts.be_sure().await {
+                tracing::warn!(%problem, "whether all hosts are driven is not known");
+                continue;
+            }
             let names = self.world.hosts.names();
             let mut tasks = self.tasks();
             tasks.tidy();

@@ -191,7 +191,7 @@ impl View<'_> {
         at.filter(|at| *at <= self.now)
     }
 
-    /// From when a limit counts: what the clock skipped since has not passed.
+    /// From when a limit counts: time in which the clock was set does not.
     fn counted(&self, at: Timestamp) -> Timestamp {
         self.seen.steady_since.map_or(at, |steady| at.max(steady))
     }

@@ -275,7 +275,7 @@ pub(crate) struct Observed<'a> {
     pub(crate) agent_seen: Option<Timestamp>,
     /// Last contact of the daemon, likewise.
     pub(crate) daemon_seen: Option<Timestamp>,
-    /// When the clock was last put forward: what it skipped has not passed, for any limit.
+    /// When the clock was last set: what it skipped has not passed, for any limit.
     pub(crate) steady_since: Option<Timestamp>,
     /// Time limits.
     pub(crate) limits: &'a Limits,

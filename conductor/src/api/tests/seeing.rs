@@ -228,6 +228,25 @@ async fn a_follower_of_lines_is_told_the_last_and_those_that_come() {
     );
 }
 
+/// The configuration of a webhook, and more of it; its receiver runs.
+async fn webhook<T: 'static>(
+    dir: &std::path::Path,
+    receive: impl axum::handler::Handler<T, ()>,
+    more: &str,
+) -> crate::seeing::config::SeeingConfig {
+    let receiver = axum::Router::new().route("/", axum::routing::post(receive));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, receiver).await });
+    let secret = dir.join("webhook");
+    std::fs::write(&secret, "a key of this very test").unwrap();
+    let config = format!(
+        "url = \"https://c\"\n[[webhooks]]\nname = \"ops\"\nurl = \"http://{at}/\"\n\
+         secret_file = {secret:?}\n{more}\n"
+    );
+    crate::config::Config::parse(&config).unwrap().seeing
+}
+
 /// What a receiver and a collector are told of a host that goes on its way, by a real store.
 #[tokio::test]
 async fn a_webhook_tells_what_the_hosts_log_has() {
@@ -238,17 +257,7 @@ async fn a_webhook_tells_what_the_hosts_log_has() {
     let receive = move |body: axum::Json<Value>| async move {
         keep.lock().unwrap().push(body.0);
     };
-    let receiver = axum::Router::new().route("/", axum::routing::post(receive));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let at = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, receiver).await });
-    let secret = dir.path().join("webhook");
-    std::fs::write(&secret, "a key of this very test").unwrap();
-    let config = format!(
-        "url = \"https://c\"\n[[webhooks]]\nname = \"ops\"\nurl = \"http://{at}/\"\n\
-         secret_file = {secret:?}\nkinds = [\"state\"]\n"
-    );
-    let config = crate::config::Config::parse(&config).unwrap().seeing;
+    let config = webhook(dir.path(), receive, "kinds = [\"state\"]").await;
     let stop = &conductor.app.stop;
     let limits = Limits::default();
     let start =
@@ -305,17 +314,7 @@ async fn a_removed_host_is_told_of_and_then_forgotten() {
         keep.lock().unwrap().push(body.0);
         StatusCode::NO_CONTENT
     };
-    let receiver = axum::Router::new().route("/", axum::routing::post(receive));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let at = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, receiver).await });
-    let secret = dir.path().join("webhook");
-    std::fs::write(&secret, "a key of this very test").unwrap();
-    let config = format!(
-        "url = \"https://c\"\n[[webhooks]]\nname = \"ops\"\nurl = \"http://{at}/\"\n\
-         secret_file = {secret:?}\n"
-    );
-    let config = crate::config::Config::parse(&config).unwrap().seeing;
+    let config = webhook(dir.path(), receive, "").await;
     let (hosts, stop) = (&conductor.app.hosts, &conductor.app.stop);
     let outlets = crate::seeing::outlets::start(config, hosts, &Limits::default(), stop).unwrap();
     while hosts.documents().get("WebhookCursor", "ops").is_none() {

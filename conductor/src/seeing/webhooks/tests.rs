@@ -51,6 +51,11 @@ impl Outbox for Memory {
 }
 
 impl Memory {
+    /// The cursor that a webhook has kept.
+    fn kept(&self) -> Cursor {
+        self.cursor.lock().unwrap().clone().unwrap().cursor
+    }
+
     fn add(&self, count: u64, kind: &str) {
         let mut lines = self.lines.lock().unwrap();
         for _ in 0..count {
@@ -209,18 +214,7 @@ async fn a_webhook_that_is_new_is_told_what_is_new_and_nothing_twice() {
     task.await.unwrap();
     let wanted: Vec<u64> = (6..=455).collect();
     assert_eq!(*world.receiver.taken.lock().unwrap(), wanted);
-    assert_eq!(
-        world
-            .memory
-            .cursor
-            .lock()
-            .unwrap()
-            .as_ref()
-            .unwrap()
-            .cursor
-            .after,
-        455
-    );
+    assert_eq!(world.memory.kept().after, 455);
 }
 
 /// Refused, killed, started again: everything arrives, first arrivals in order.
@@ -289,17 +283,7 @@ async fn a_receiver_that_is_gone_is_left_alone_until_it_moves() {
     stop.cancel();
     task.await.unwrap();
     assert_eq!(world.receiver.calls.load(Ordering::Relaxed), 1);
-    assert!(
-        world
-            .memory
-            .cursor
-            .lock()
-            .unwrap()
-            .as_ref()
-            .unwrap()
-            .cursor
-            .gone
-    );
+    assert!(world.memory.kept().gone);
     world.config.url += "?moved";
     let (stop, task) = world.start();
     world.until("the errors", |taken| taken == [4, 5, 6]).await;
@@ -339,12 +323,15 @@ async fn of_two_replicas_one_delivers_and_the_other_takes_over() {
     while world.receiver.calls.load(Ordering::Relaxed) == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let owner = || world.memory.cursor.lock().unwrap().clone().unwrap().cursor;
-    let held_by = owner().owner;
+    let held_by = world.memory.kept().owner;
     let (stop, second) = world.start();
     tokio::time::sleep(Duration::from_millis(700)).await;
-    assert_eq!(owner().owner, held_by, "taken from one that renews");
-    assert!(owner().beat > 5, "not renewed");
+    assert_eq!(
+        world.memory.kept().owner,
+        held_by,
+        "taken from one that renews"
+    );
+    assert!(world.memory.kept().beat > 5, "not renewed");
     world.receiver.refusals.store(0, Ordering::Relaxed);
     world.until("all", |taken| taken.len() >= 300).await;
     let all: Vec<u64> = (1..=300).collect();
@@ -358,5 +345,5 @@ async fn of_two_replicas_one_delivers_and_the_other_takes_over() {
     let taken = world.receiver.taken.lock().unwrap();
     let missing: Vec<u64> = (1..=400).filter(|id| !taken.contains(id)).collect();
     assert!(missing.is_empty(), "lost: {missing:?}");
-    assert_ne!(owner().owner, held_by);
+    assert_ne!(world.memory.kept().owner, held_by);
 }
