@@ -1,0 +1,9 @@
+//! Disk images as bytes: what they are compressed with, qcow2, and the packed image.
+//!
+//! The agent writes images, `ferrite-image` packs them, the conductor packs what is registered:
+//! what the three need of an image's form is here. Deliberately no network, no disk, no threads:
+//! callers bring the bytes ([`ReadAt`], [`std::io::Read`]) and take them away.
+
+mod read_at;
+
+pub use read_at::ReadAt;
