@@ -16,10 +16,11 @@ use ferrite_proto::size::ByteSize;
 use ferrite_proto::step::Progress;
 use serde::Serialize;
 
+use crate::image;
 use crate::inspect::{self, block};
 use crate::kernel::Linux;
 use crate::root::Root;
-use crate::steps::{Context, erase as erase_step, write_image as write_step};
+use crate::steps::{Context, erase as erase_step};
 use crate::stream::fetch::Patience;
 
 /// Says what this machine is; changes nothing.
@@ -124,7 +125,7 @@ pub(crate) fn write_image(args: WriteImageArgs) -> anyhow::Result<()> {
     }
     let shown = Shown::new("write-image");
     let context = shown.context(&root);
-    let written = write_step::write(&image, &disk, 0, Patience::default(), &context);
+    let written = image::write(&image, &disk, 0, Patience::default(), &context);
     shown.end()?;
     let written = written.map_err(explained)?;
     if args.json {

@@ -9,7 +9,7 @@
 )]
 
 use std::ffi::{CStr, CString};
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -72,6 +72,12 @@ pub(crate) trait Kernel: Debug + Send + Sync {
         let _ = device;
         Err(unsupported())
     }
+    /// Told of each change of a disk before it is made: nothing to do for a real kernel. A double
+    /// records it, or fails in its place.
+    fn changing(&self, change: Change<'_>) -> io::Result<()> {
+        tracing::trace!(%change);
+        Ok(())
+    }
     /// Has the kernel read a block device's partitions again.
     fn reread_partitions(&self, device: &File) -> io::Result<()> {
         let _ = device;
@@ -81,6 +87,27 @@ pub(crate) trait Kernel: Debug + Send + Sync {
 
 fn unsupported() -> io::Error {
     io::ErrorKind::Unsupported.into()
+}
+
+/// What is about to happen to a disk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Change<'a> {
+    /// Bytes are written.
+    Write { offset: u64, bytes: &'a [u8] },
+    /// A range becomes zeros.
+    Zero { offset: u64, length: u64 },
+    /// All before it becomes durable.
+    Flush,
+}
+
+impl fmt::Display for Change<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Write { offset, bytes } => write!(f, "write {} at {offset}", bytes.len()),
+            Self::Zero { offset, length } => write!(f, "zero {length} at {offset}"),
+            Self::Flush => f.write_str("flush"),
+        }
+    }
 }
 
 /// What to mount where.

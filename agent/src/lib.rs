@@ -10,6 +10,7 @@ mod conductor;
 mod daemon;
 mod disk;
 mod efi;
+mod image;
 mod inspect;
 mod kernel;
 mod ramdisk;

@@ -12,12 +12,13 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ferrite_proto::problem::{Code, Problem};
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use crate::kernel::Kernel;
+use crate::kernel::{Change, Kernel};
 use aligned::Aligned;
 
 /// Start and end of a disk that are cleared and written last.
@@ -96,7 +97,7 @@ impl From<DiskError> for Problem {
     }
 }
 
-/// A disk, ours alone while this value lives.
+/// A disk, ours alone while this value lives; several threads may read and write it at once.
 #[derive(Debug)]
 pub(crate) struct Device<'a> {
     name: String,
@@ -108,7 +109,8 @@ pub(crate) struct Device<'a> {
     block: bool,
     bytes: u64,
     sector: u64,
-    punches: bool,
+    /// Whether the device zeroes by itself; found out by asking it.
+    punches: AtomicBool,
 }
 
 impl<'a> Device<'a> {
@@ -147,7 +149,7 @@ impl<'a> Device<'a> {
             block,
             bytes,
             sector,
-            punches: true,
+            punches: AtomicBool::new(true),
         })
     }
 
@@ -189,14 +191,20 @@ impl<'a> Device<'a> {
             })
     }
 
+    /// Fills `bytes` from the disk, past the page cache when memory and place are aligned for it.
+    pub(crate) fn read_medium(&self, bytes: &mut [u8], offset: u64) -> Result<(), DiskError> {
+        match self.direct_for(bytes, offset) {
+            Some(direct) if direct.read_exact_at(bytes, offset).is_ok() => Ok(()),
+            _ => self.read_at(bytes, offset),
+        }
+    }
+
     /// Writes `bytes`; past the page cache when memory and place are aligned for it.
     pub(crate) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), DiskError> {
-        let unit = usize::try_from(self.sector).unwrap_or(4096).max(512);
-        let fits = bytes.len().is_multiple_of(unit) && offset.is_multiple_of(self.sector);
-        let direct = self
-            .direct
-            .as_ref()
-            .filter(|_| fits && aligned::is_aligned(bytes));
+        self.kernel
+            .changing(Change::Write { offset, bytes })
+            .map_err(|source| self.write_failed(offset, source))?;
+        let direct = self.direct_for(bytes, offset);
         let result = match direct.map(|direct| direct.write_all_at(bytes, offset)) {
             Some(Err(error)) if error.raw_os_error() != Some(libc::EINVAL) => Err(error),
             Some(Ok(())) => Ok(()),
@@ -206,16 +214,32 @@ impl<'a> Device<'a> {
         result.map_err(|source| self.write_failed(offset, source))
     }
 
+    /// The way past the page cache, where memory and place are aligned for it.
+    fn direct_for(&self, bytes: &[u8], offset: u64) -> Option<&File> {
+        let unit = usize::try_from(self.sector).unwrap_or(4096).max(512);
+        let fits = bytes.len().is_multiple_of(unit) && offset.is_multiple_of(self.sector);
+        self.direct
+            .as_ref()
+            .filter(|_| fits && aligned::is_aligned(bytes))
+    }
+
     /// Makes a range read back as zeros: told to the device where it understands, else written.
-    pub(crate) fn zero(&mut self, offset: u64, length: u64) -> Result<(), DiskError> {
+    pub(crate) fn zero(&self, offset: u64, length: u64) -> Result<(), DiskError> {
         let aligned = offset.is_multiple_of(self.sector) && length.is_multiple_of(self.sector);
         if length == 0 {
             return Ok(());
         }
-        if aligned && self.punches {
+        if aligned {
+            self.kernel
+                .changing(Change::Zero { offset, length })
+                .map_err(|source| self.write_failed(offset, source))?;
+        }
+        if aligned && self.punches.load(Ordering::Relaxed) {
             match self.punch(offset, length) {
                 Ok(()) => return Ok(()),
-                Err(error) if is_unsupported(&error) => self.punches = false,
+                Err(error) if is_unsupported(&error) => {
+                    self.punches.store(false, Ordering::Relaxed);
+                }
                 Err(error) => return Err(self.write_failed(offset, error)),
             }
         }
@@ -255,10 +279,13 @@ impl<'a> Device<'a> {
 
     /// Waits until everything written is on the medium.
     pub(crate) fn flush(&self) -> Result<(), DiskError> {
-        self.file.sync_all().map_err(|source| DiskError::Flush {
-            disk: self.name.clone(),
-            source,
-        })
+        let flushed = self.kernel.changing(Change::Flush);
+        flushed
+            .and_then(|()| self.file.sync_all())
+            .map_err(|source| DiskError::Flush {
+                disk: self.name.clone(),
+                source,
+            })
     }
 
     /// Forgets what the kernel keeps of the disk, so that it is read from the medium next.
@@ -277,11 +304,7 @@ impl<'a> Device<'a> {
     /// Compares a range of the disk with what it shall hold, past the page cache where possible.
     pub(crate) fn expect(&self, wanted: &[u8], offset: u64) -> Result<(), DiskError> {
         let mut found = Aligned::zeroed(wanted.len());
-        let fits = offset.is_multiple_of(self.sector);
-        let direct = self.direct.as_ref().filter(|_| fits);
-        if direct.is_none_or(|direct| direct.read_exact_at(&mut found, offset).is_err()) {
-            self.read_at(&mut found, offset)?;
-        }
+        self.read_medium(&mut found, offset)?;
         match found.iter().zip(wanted).position(|(a, b)| a != b) {
             None => Ok(()),
             Some(at) => Err(DiskError::ReadBack {
@@ -293,9 +316,13 @@ impl<'a> Device<'a> {
 
     /// Overwrites the first and last MiB with zeros and waits for it: nothing boots from here.
     pub(crate) fn clear_edges(&self) -> Result<(), DiskError> {
-        let edge = EDGE.min(self.bytes);
-        self.write_zeros(0, edge)?;
-        self.write_zeros(self.bytes - edge, edge)?;
+        self.clear_from(self.bytes - EDGE.min(self.bytes))
+    }
+
+    /// The same, but of the last MiB only what lies behind `tail`.
+    pub(crate) fn clear_from(&self, tail: u64) -> Result<(), DiskError> {
+        self.write_zeros(0, EDGE.min(self.bytes))?;
+        self.write_zeros(tail, self.bytes.saturating_sub(tail))?;
         self.flush()
     }
 
@@ -435,10 +462,10 @@ mod tests {
     #[test]
     fn zeros_read_back_as_zeros_aligned_or_not() {
         let folder = tempfile::tempdir().unwrap();
-        let mut disk = used_disk(&folder.path().join("disk"), 8 * EDGE);
+        let disk = used_disk(&folder.path().join("disk"), 8 * EDGE);
         disk.zero(EDGE, 3 * EDGE).unwrap();
         disk.zero(5 * EDGE + 7, 100).unwrap();
-        disk.punches = false;
+        disk.punches.store(false, Ordering::Relaxed);
         disk.zero(6 * EDGE, EDGE).unwrap();
         for (start, length) in [(EDGE, 3 * EDGE), (5 * EDGE + 7, 100), (6 * EDGE, EDGE)] {
             let length = usize::try_from(length).unwrap();

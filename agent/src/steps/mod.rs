@@ -7,8 +7,8 @@ mod power_off;
 mod rescue;
 pub(crate) mod root_disk;
 mod set_boot_entry;
-mod write_config_drive;
-pub(crate) mod write_image;
+pub(crate) mod write_config_drive;
+mod write_image;
 
 use std::sync::atomic::AtomicBool;
 

@@ -58,7 +58,7 @@ const fn drive_bytes(files: u64) -> u64 {
 fn write(disk: &Disk, files: &[ConfigFile], context: &Context<'_>) -> Result<Outcome, Problem> {
     let contents = contents(files, context)?;
     let path = context.root.path(&disk.name);
-    let mut device = Device::open(&path, &disk.name, context.kernel)?;
+    let device = Device::open(&path, &disk.name, context.kernel)?;
     let needed: u64 = contents.iter().map(|(_, bytes)| bytes.len() as u64).sum();
     let wanted = drive_bytes(needed);
     if wanted > LARGEST {
@@ -71,7 +71,7 @@ fn write(disk: &Disk, files: &[ConfigFile], context: &Context<'_>) -> Result<Out
     let start = place.bytes(&device).start;
     // A drive that is used again may be larger than what it needs now.
     let volume = volume(&contents, wanted, &device)?;
-    let mut writer = Writer::new(&mut device, start);
+    let mut writer = Writer::new(&device, start);
     writer.push(&volume)?;
     writer.end()?;
     device.expect(&volume, start)?;
@@ -195,7 +195,7 @@ fn check(memory: &mut [u8], contents: &[(String, Vec<u8>)]) -> std::io::Result<(
 
 /// Why a disk has no place for a drive.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NoPlace {
+pub(crate) enum NoPlace {
     /// It would take a larger disk.
     #[error("{0}")]
     Space(String),
@@ -209,7 +209,7 @@ pub(super) enum NoPlace {
 
 impl NoPlace {
     /// Which problem it is.
-    pub(super) const fn code(&self) -> Code {
+    pub(crate) const fn code(&self) -> Code {
         match self {
             Self::Space(_) | Self::Full(_) => Code::ConfigDriveTooLarge,
             Self::Table(_) => Code::ConfigDrive,
@@ -240,7 +240,7 @@ impl From<BadTable> for NoPlace {
 }
 
 /// Where the drive goes, and what the disk's first MiB becomes.
-pub(super) struct Place {
+pub(crate) struct Place {
     number: u32,
     span: Span,
     /// Bytes of the sectors that `span` counts.
@@ -253,7 +253,7 @@ pub(super) struct Place {
 
 impl Place {
     /// A place of so many bytes on a disk that begins with `head`; changes nothing on it.
-    pub(super) fn find(head: Aligned, device: &Device<'_>, wanted: u64) -> Result<Self, NoPlace> {
+    pub(crate) fn find(head: Aligned, device: &Device<'_>, wanted: u64) -> Result<Self, NoPlace> {
         let place = match Table::read(&head, device.sector())? {
             Some(table) if table.sector() == device.sector() => Self::in_gpt(head, table, wanted)?,
             Some(_) => {

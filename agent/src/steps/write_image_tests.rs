@@ -3,16 +3,21 @@
 use super::*;
 use crate::disk::fixture::{Loop, NoKernel, used_disk};
 use crate::disk::gpt::tests::{outside_opinion, table_of};
+use crate::disk::gpt::{self, HEAD, Table};
+use crate::disk::{EDGE, mbr};
 use crate::kernel::Linux;
 use crate::root::Root;
 use crate::stream::fixture::{Served, Server};
 use ferrite_proto::address::Policy;
 use ferrite_proto::digest::{Algorithm, Digest};
 use ferrite_proto::image::{Compression, Format};
+use ferrite_proto::inventory::Disk;
+use ferrite_proto::problem::Code;
+use ferrite_proto::step::ImageWritten;
 use sha2::Digest as _;
 use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 const IMAGE: u64 = 16 * MIB;

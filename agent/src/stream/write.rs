@@ -16,7 +16,7 @@ const UNFLUSHED: u64 = 128 << 20;
 
 /// Writes consecutive bytes.
 pub(crate) struct Writer<'d, 'k> {
-    disk: &'d mut Device<'k>,
+    disk: &'d Device<'k>,
     /// Where the next byte goes.
     position: u64,
     /// Zeros before `position` that the disk has not been told.
@@ -29,7 +29,7 @@ pub(crate) struct Writer<'d, 'k> {
 }
 
 impl<'d, 'k> Writer<'d, 'k> {
-    pub(crate) fn new(disk: &'d mut Device<'k>, position: u64) -> Self {
+    pub(crate) fn new(disk: &'d Device<'k>, position: u64) -> Self {
         Self {
             disk,
             position,
@@ -154,8 +154,8 @@ mod tests {
                 image.resize(image.len() + blocks * BLOCK, byte);
             }
             let folder = tempfile::tempdir().unwrap();
-            let mut disk = used_disk(&folder.path().join("disk"), 10 << 20);
-            let mut writer = Writer::new(&mut disk, 4096);
+            let disk = used_disk(&folder.path().join("disk"), 10 << 20);
+            let mut writer = Writer::new(&disk, 4096);
             for piece in image.chunks(part * 4096) {
                 writer.push(piece).unwrap();
             }

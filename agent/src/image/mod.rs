@@ -1,0 +1,112 @@
+//! An image becomes what a disk holds, so that at no moment a half-written disk could boot.
+//!
+//! 1. Everything that can be refused is refused before the first write: image, disk, server, the
+//!    image's first bytes, what its partition table says of its size, and a disk without room for
+//!    the config drive that comes next.
+//! 2. The disk's first MiB and its end are cleared, and the disk confirms it.
+//! 3. The image is written, all but its [`edges`]: its first MiB and its backup table.
+//! 4. Only when all of it is durable, and the length and the digest are right, come the backup
+//!    table, at the disk's own end, and last the first MiB; both are read back.
+//!
+//! Each form of an image has a file: how its bytes come, and in which order. 1, 2 and 4 are the
+//! same for all of them.
+
+mod edges;
+mod plain;
+mod refusal;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use ferrite_proto::image::ImageRef;
+use ferrite_proto::inventory::Disk;
+use ferrite_proto::problem::{Code, Problem};
+use ferrite_proto::step::ImageWritten;
+
+use crate::disk::Device;
+use crate::steps::Context;
+use crate::stream::fetch::Patience;
+use edges::Edges;
+
+/// Writes an image to a disk that somebody has chosen. `room` is what has to stay free for the
+/// config drive: nothing where none follows.
+pub(crate) fn write(
+    image: &ImageRef,
+    disk: &Disk,
+    room: u64,
+    patience: Patience,
+    context: &Context<'_>,
+) -> Result<ImageWritten, Problem> {
+    image.validate().map_err(|error| {
+        Problem::new(
+            Code::ImageInvalid,
+            error.to_string(),
+            "correct the image's description",
+        )
+    })?;
+    let path = context.root.path(&disk.name);
+    let target = Target {
+        image,
+        disk,
+        room,
+        device: Device::open(&path, &disk.name, context.kernel)?,
+        path,
+        context,
+        started: Instant::now(),
+    };
+    let written = plain::write(target, patience)?;
+    tracing::info!(disk = %written.disk, bytes = written.bytes_image, "image written");
+    Ok(written)
+}
+
+/// What is written where; the same for every form of image.
+struct Target<'a> {
+    image: &'a ImageRef,
+    disk: &'a Disk,
+    /// What has to stay free behind the image.
+    room: u64,
+    device: Device<'a>,
+    path: PathBuf,
+    context: &'a Context<'a>,
+    started: Instant,
+}
+
+impl Target<'_> {
+    /// Looks at the image's first bytes and refuses what cannot end well. `exact` is its size,
+    /// where that is known.
+    fn edges(&self, first: &[u8], exact: Option<u64>) -> Result<Edges, Problem> {
+        Edges::new(self.image, first, exact, &self.device, self.room)
+    }
+
+    /// Takes back what may lie at the disk's edges, so that nothing is found at either.
+    fn give_up(&self) {
+        if let Err(error) = self.device.clear_edges() {
+            let disk = self.device.name();
+            tracing::warn!(disk, %error, "the disk's end cannot be cleared again");
+        }
+    }
+
+    /// Makes the disk bootable: everything else is durable, and is what was demanded.
+    fn commit(self, edges: Edges) -> Result<(), Problem> {
+        edges.commit(self.image, self.device, &self.path)
+    }
+
+    /// The report, with what is the same for every form.
+    fn report(&self) -> ImageWritten {
+        ImageWritten {
+            disk: self.disk.name.clone(),
+            serial: self.disk.serial.clone(),
+            seconds: self.started.elapsed().as_secs_f64(),
+            agent_peak_bytes: peak_memory(self.context),
+            ..ImageWritten::default()
+        }
+    }
+}
+
+/// The most memory that this process ever used.
+fn peak_memory(context: &Context<'_>) -> u64 {
+    let status = context.root.text("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
+}

@@ -1,0 +1,114 @@
+//! An image that comes as one stream, from its first byte to its last.
+
+use ferrite_proto::problem::Problem;
+use ferrite_proto::step::ImageWritten;
+
+use super::refusal::{format_problem, shown, too_large};
+use super::{Edges, Target};
+use crate::disk::EDGE;
+use crate::disk::gpt::HEAD;
+use crate::stream::fetch::Patience;
+use crate::stream::meter::Meter;
+use crate::stream::write::Writer;
+use crate::stream::{Fetched, ImageStream, Piece};
+
+/// Writes all of it.
+pub(super) fn write(target: Target<'_>, patience: Patience) -> Result<ImageWritten, Problem> {
+    let (image, context) = (target.image, target.context);
+    let stream = ImageStream::start(image, patience)?;
+    let mut meter = Meter::new(context.progress, "fetching");
+    meter.tick(0, None);
+    let first = stream.next(context.cancelled)?;
+    let first = first.ok_or_else(|| format_problem(image, "it is empty"))?;
+    // Compressed files do not say how large the image is; raw ones do.
+    let exact = stream.total().filter(|_| stream.is_plain());
+    let head = &first.buffer[..first.length.min(HEAD)];
+    let edges = target.edges(head, exact)?;
+
+    meter.enter("writing", 0, stream.total());
+    target.device.clear_edges()?;
+    let mut writing = Writing {
+        target: &target,
+        edges,
+        meter,
+    };
+    let filled = writing.fill(stream, first);
+    let (copied, fetched) = filled.inspect_err(|_| target.give_up())?;
+    let Writing {
+        edges, mut meter, ..
+    } = writing;
+    meter.enter("writing tables", fetched.bytes, Some(fetched.bytes));
+    let written = ImageWritten {
+        bytes_read: fetched.bytes,
+        bytes_image: copied.image,
+        bytes_written: copied.written + copied.image.min(EDGE),
+        bytes_zeroed: copied.zeroed,
+        digest: fetched.digest.map(|digest| digest.to_string()),
+        memory_low_bytes: meter.memory_low(),
+        ..target.report()
+    };
+    let started = target.started;
+    target.commit(edges)?;
+    let seconds = started.elapsed().as_secs_f64();
+    Ok(ImageWritten { seconds, ..written })
+}
+
+/// What went to the disk.
+struct Copied {
+    image: u64,
+    written: u64,
+    zeroed: u64,
+}
+
+/// A disk that is being written, its edges cleared.
+struct Writing<'a> {
+    target: &'a Target<'a>,
+    edges: Edges,
+    meter: Meter<'a>,
+}
+
+impl Writing<'_> {
+    /// Writes all but the edges, and checks that it was the whole of the right file.
+    fn fill(&mut self, stream: ImageStream, first: Piece) -> Result<(Copied, Fetched), Problem> {
+        let copied = self.copy(&stream, first)?;
+        self.edges.check_length(self.target.image, copied.image)?;
+        self.meter
+            .enter("checking", stream.consumed(), stream.total());
+        Ok((copied, stream.finish()?))
+    }
+
+    /// Writes everything but what [`Edges`] hold back.
+    fn copy(&mut self, stream: &ImageStream, first: Piece) -> Result<Copied, Problem> {
+        let device = &self.target.device;
+        let (limit, sector) = (device.bytes(), device.sector());
+        let mut writer = Writer::new(device, self.edges.body().start);
+        let mut length = 0;
+        let mut next = Some(first);
+        while let Some(mut piece) = next {
+            let start = length;
+            length += piece.length as u64;
+            if length > limit {
+                let needs = format!("at least {}", shown(length));
+                return Err(too_large(self.target.image, &needs, limit));
+            }
+            // A disk takes whole sectors; behind the image's end, the last has zeros.
+            let whole = piece
+                .length
+                .next_multiple_of(usize::try_from(sector).unwrap_or(4096));
+            piece.buffer[piece.length..whole].fill(0);
+            self.edges.hold(&mut piece.buffer[..whole], start);
+            let done = writer.position().saturating_sub(start);
+            let done = usize::try_from(done).unwrap_or(whole).min(whole);
+            writer.push(&piece.buffer[done..whole])?;
+            stream.recycle(piece);
+            self.meter.tick(stream.consumed(), stream.total());
+            next = stream.next(self.target.context.cancelled)?;
+        }
+        let (written, zeroed) = writer.end()?;
+        Ok(Copied {
+            image: length,
+            written,
+            zeroed,
+        })
+    }
+}
