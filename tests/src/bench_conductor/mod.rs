@@ -73,7 +73,8 @@ impl Times {
             Self {
                 sizes: vec![1000, 2500, 5000, 10_000],
                 settle: Duration::from_secs(5),
-                rest: Duration::from_secs(30),
+                // As long as the power of every host is asked for once, wherever the wave stood.
+                rest: Duration::from_mins(1),
                 flood: Duration::from_secs(10),
                 lists: 100,
                 changes: 200,

@@ -29,6 +29,8 @@ pub(super) struct Figures {
     pub(super) idle_rss_mib: f64,
     /// Percent of a processor without a host.
     pub(super) idle_cpu_percent: f64,
+    /// Hosts a second, one client, stored and left alone, as the peer's nodes are.
+    pub(super) creates_stored: f64,
     /// Hosts a second, one client.
     pub(super) creates_1: f64,
     /// Hosts a second, 16 clients.
@@ -115,7 +117,7 @@ fn pace() -> Pace {
 
 /// Measures with the conductor at `binary`, its state below `dir`.
 pub(super) async fn measure(binary: &Path, dir: &Path, times: &Times) -> Result<Figures> {
-    let served = Served::start(binary, dir, "").await?;
+    let served = Served::start(binary, &dir.join("driven"), "").await?;
     let most = times.sizes.iter().copied().max().unwrap_or(0);
     let swarm = Swarm::start(Settings {
         pace: pace(),
@@ -131,6 +133,7 @@ pub(super) async fn measure(binary: &Path, dir: &Path, times: &Times) -> Result<
     };
     let (started, everybody, own) = (Instant::now(), Usage::of_everybody()?, bench.own()?);
     bench.idle().await?;
+    bench.stored(binary, &dir.join("stored")).await?;
     let mut enrolled = 0;
     for (turn, &hosts) in times.sizes.iter().enumerate() {
         bench.size(enrolled, hosts).await?;
@@ -175,6 +178,20 @@ impl Bench<'_> {
         self.figures.idle_cpu_percent = share(before.cpu, after.cpu, self.times.settle);
         tracing::info!(rss_mib = self.figures.idle_rss_mib, "idle");
         Ok(())
+    }
+
+    /// Creates alone, at a conductor of their own: driving a host takes more than storing it.
+    async fn stored(&mut self, binary: &Path, dir: &Path) -> Result<()> {
+        let served = Served::start(binary, dir, "").await?;
+        let operator = served.operator()?;
+        let half = self.times.sizes.first().map_or(0, |hosts| hosts / 2);
+        let machines = &self.swarm.machines()[..half];
+        let started = Instant::now();
+        for machine in machines {
+            operator.add_paused(&self.swarm, machine).await?;
+        }
+        self.figures.creates_stored = rate(machines.len(), started.elapsed());
+        served.kill()
     }
 
     /// Grows to `hosts` hosts and measures there.

@@ -162,18 +162,33 @@ fn rows(ours: Option<&ours::Figures>, peer: Option<&ironic::Figures>) -> Vec<Row
     rows
 }
 
-fn rates(ours: Option<&ours::Figures>, peer: Option<&ironic::Figures>) -> [Row; 8] {
+fn rates(ours: Option<&ours::Figures>, peer: Option<&ironic::Figures>) -> [Row; 9] {
     let us = |figure: fn(&ours::Figures) -> f64| ours.map(figure);
     let them = |figure: fn(&ironic::Figures) -> f64| peer.map(figure);
     let beats = us(|f| f.heartbeats.per_second);
     let lost = us(|f| f.heartbeat_lost_seconds);
     [
-        Row::gain("creates, 1 client", "1/s", us(|f| f.creates_1))
-            .peer(them(|f| f.creates_1))
-            .times(20.0),
-        Row::gain("creates, 16 clients", "1/s", us(|f| f.creates_16))
-            .peer(them(|f| f.creates_16))
-            .times(20.0),
+        // The peer stores a node and leaves it alone until it is asked to manage it.
+        Row::gain(
+            "creates, 1 client, stored only",
+            "1/s",
+            us(|f| f.creates_stored),
+        )
+        .peer(them(|f| f.creates_1))
+        .times(20.0),
+        Row::gain(
+            "creates, 1 client, and each driven",
+            "1/s",
+            us(|f| f.creates_1),
+        )
+        .peer(them(|f| f.creates_1)),
+        Row::gain(
+            "creates, 16 clients, and each driven",
+            "1/s",
+            us(|f| f.creates_16),
+        )
+        .peer(them(|f| f.creates_16))
+        .times(20.0),
         Row::cost(
             "  processor time of one (and driving it)",
             "ms",

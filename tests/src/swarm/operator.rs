@@ -107,9 +107,19 @@ impl Operator {
 
     /// Enrols a machine.
     pub async fn add(&self, swarm: &Swarm, machine: &Machine) -> Result<()> {
+        self.enrol(swarm, machine, false).await
+    }
+
+    /// Enrols a machine that is only stored: nothing is done with it until somebody lets it go on.
+    pub async fn add_paused(&self, swarm: &Swarm, machine: &Machine) -> Result<()> {
+        self.enrol(swarm, machine, true).await
+    }
+
+    async fn enrol(&self, swarm: &Swarm, machine: &Machine, paused: bool) -> Result<()> {
         let spec: HostSpec = serde_json::from_value(json!({
             "bmc": {"address": swarm.bmc_address(machine), "username": USER},
             "boot_mac": machine.mac,
+            "paused": paused,
         }))?;
         let secrets = HostSecrets {
             bmc_password: Some(Secret::new(PASSWORD.to_owned())),
