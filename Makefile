@@ -1,7 +1,7 @@
 # What people run. `make demo` and `make test` need only Rust, git, make and apt;
 # everything else is installed by `make deps`.
 
-PACKAGES := qemu-system-x86 ovmf seabios ipxe ipxe-qemu musl-tools gcc libc6-dev \
+PACKAGES := qemu-system-x86 qemu-utils ovmf seabios ipxe ipxe-qemu musl-tools gcc libc6-dev \
 	iproute2 util-linux kmod e2fsprogs dosfstools mtools gdisk fdisk xorriso zstd xz-utils \
 	busybox-static dropbear-bin postgresql python3-venv \
 	mmdebstrap grub-pc-bin grub-efi-amd64-bin grub-common systemd-boot-efi ca-certificates
