@@ -43,14 +43,14 @@ pub(crate) struct WriteImageArgs {
     /// The disk, such as /dev/sdb, or a plain file that is large enough.
     #[arg(long, value_name = "DEVICE")]
     disk: PathBuf,
-    /// Digest of the file as published: sha256:… or sha512:….
+    /// Digest of the file as published: sha256:…, sha512:… or blake3:….
     #[arg(long, required_unless_present = "allow_unverified")]
     digest: Option<Digest>,
     /// Write without a digest: nothing vouches for the bytes.
     #[arg(long, conflicts_with = "digest")]
     allow_unverified: bool,
     /// How the file is compressed; told from its bytes if not said.
-    #[arg(long, value_name = "none|gzip|zstd|xz", value_parser = compression)]
+    #[arg(long, value_name = "none|gzip|zstd|xz|bzip2|lz4", value_parser = compression)]
     compression: Option<Compression>,
     /// Print the result as JSON.
     #[arg(long)]
@@ -114,6 +114,7 @@ pub(crate) fn write_image(args: WriteImageArgs) -> anyhow::Result<()> {
     let image = ImageRef {
         url: args.source,
         digest: args.digest,
+        raw_digest: None,
         format: Format::Raw,
         compression: args.compression,
         allow_unverified: args.allow_unverified,
@@ -280,7 +281,11 @@ fn compression(text: &str) -> Result<Compression, String> {
         "gzip" => Ok(Compression::Gzip),
         "zstd" => Ok(Compression::Zstd),
         "xz" => Ok(Compression::Xz),
-        other => Err(format!("{other:?} is none of none, gzip, zstd, xz")),
+        "bzip2" => Ok(Compression::Bzip2),
+        "lz4" => Ok(Compression::Lz4),
+        other => Err(format!(
+            "{other:?} is none of none, gzip, zstd, xz, bzip2, lz4"
+        )),
     }
 }
 

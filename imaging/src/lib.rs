@@ -4,7 +4,10 @@
 //! what the three need of an image's form is here. Deliberately no network, no disk, no threads:
 //! callers bring the bytes ([`ReadAt`], [`std::io::Read`]) and take them away.
 
+pub mod decompress;
 pub mod qcow2;
 mod read_at;
+mod zero;
 
 pub use read_at::ReadAt;
+pub use zero::is_zero;

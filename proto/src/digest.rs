@@ -1,4 +1,4 @@
-//! Digests as people give them: `sha256:<hex>` or `sha512:<hex>`.
+//! Digests as people give them: `sha256:<hex>`, `sha512:<hex>` or `blake3:<hex>`.
 //!
 //! MD5 and SHA-1 are refused by name: a digest that can be forged proves nothing.
 
@@ -14,6 +14,8 @@ pub enum Algorithm {
     Sha256,
     /// SHA-512, 64 bytes.
     Sha512,
+    /// BLAKE3, 32 bytes.
+    Blake3,
 }
 
 impl Algorithm {
@@ -22,19 +24,20 @@ impl Algorithm {
         match self {
             Self::Sha256 => "sha256",
             Self::Sha512 => "sha512",
+            Self::Blake3 => "blake3",
         }
     }
 
     /// Bytes of a digest.
     pub const fn bytes(self) -> usize {
         match self {
-            Self::Sha256 => 32,
+            Self::Sha256 | Self::Blake3 => 32,
             Self::Sha512 => 64,
         }
     }
 }
 
-/// The digest of a file as fetched: what `sha256sum` or `sha512sum` prints for it.
+/// A digest: for a file as fetched, what `sha256sum`, `sha512sum` or `b3sum` prints for it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest {
@@ -73,10 +76,10 @@ impl Digest {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidDigest {
     /// No `algorithm:` in front.
-    #[error("a digest is written sha256:<hex> or sha512:<hex>")]
+    #[error("a digest is written sha256:<hex>, sha512:<hex> or blake3:<hex>")]
     Form,
     /// MD5, SHA-1 or something unheard of.
-    #[error("digest algorithm {0:?} is not accepted: use sha256 or sha512")]
+    #[error("digest algorithm {0:?} is not accepted: use sha256, sha512 or blake3")]
     Algorithm(String),
     /// Too short or too long.
     #[error("a {algorithm} digest has {wanted} hex digits")]
@@ -99,6 +102,7 @@ impl FromStr for Digest {
         let algorithm = match name {
             "sha256" => Algorithm::Sha256,
             "sha512" => Algorithm::Sha512,
+            "blake3" => Algorithm::Blake3,
             other => return Err(InvalidDigest::Algorithm(other.chars().take(20).collect())),
         };
         Self::new(algorithm, from_hex(hex).ok_or(InvalidDigest::Hex)?)
@@ -158,9 +162,11 @@ mod tests {
 
     #[test]
     fn a_digest_round_trips_in_lower_case() {
-        let text = format!("sha256:{}", "aB".repeat(32));
-        let digest: Digest = text.parse().unwrap();
-        assert_eq!(digest.to_string(), text.to_lowercase());
+        for (name, bytes) in [("sha256", 32), ("sha512", 64), ("blake3", 32)] {
+            let text = format!("{name}:{}", "aB".repeat(bytes));
+            let digest: Digest = text.parse().unwrap();
+            assert_eq!(digest.to_string(), text.to_lowercase());
+        }
     }
 
     #[test]

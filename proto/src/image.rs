@@ -14,9 +14,13 @@ use crate::digest::Digest;
 pub struct ImageRef {
     /// `http://` or `https://`; the host fetches it itself.
     pub url: String,
-    /// Digest of the file as fetched. Required unless `allow_unverified`.
+    /// Digest of the file as fetched; of a packed image that of its index, as `ferrite-image
+    /// pack` and `info` print it. Required unless `allow_unverified`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
+    /// Digest of the disk's bytes that the file holds, besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raw_digest: Option<Digest>,
     /// What the file holds once decompressed.
     #[serde(default)]
     pub format: Format,
@@ -37,6 +41,11 @@ pub enum Format {
     /// The bytes of the disk, one after the other.
     #[default]
     Raw,
+    /// QEMU's copy-on-write image, version 2 or 3.
+    Qcow2,
+    /// What `ferrite-image pack` writes: zstd frames that can be fetched each for itself, and an
+    /// index that vouches for them.
+    Packed,
 }
 
 /// How an image file is compressed.
@@ -52,6 +61,10 @@ pub enum Compression {
     Zstd,
     /// The .xz container.
     Xz,
+    /// bzip2, several streams allowed.
+    Bzip2,
+    /// The lz4 frame format, several frames allowed.
+    Lz4,
 }
 
 impl Compression {
@@ -59,6 +72,9 @@ impl Compression {
     pub fn of(first: &[u8]) -> Self {
         match first {
             [0x1f, 0x8b, ..] => Self::Gzip,
+            [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, ..]
+            | [b'B', b'Z', b'h', b'1'..=b'9', 0x17, 0x72, ..] => Self::Bzip2,
+            [0x04, 0x22, 0x4d, 0x18, ..] => Self::Lz4,
             // A zstd file may begin with a skippable frame (RFC 8878, 3.1.2).
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Xz,
@@ -93,7 +109,9 @@ pub enum InvalidImage {
         why: Refused,
     },
     /// Nothing vouches for the bytes.
-    #[error("image {0:?} has no digest: give sha256:… or sha512:…, or allow it unverified")]
+    #[error(
+        "image {0:?} has no digest: give sha256:…, sha512:… or blake3:…, or allow it unverified"
+    )]
     NoDigest(String),
 }
 
@@ -228,6 +246,7 @@ mod tests {
         ImageRef {
             url: url.into(),
             digest: None,
+            raw_digest: None,
             format: Format::Raw,
             compression: None,
             allow_unverified: true,

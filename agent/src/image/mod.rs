@@ -18,7 +18,7 @@ mod refusal;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use ferrite_proto::image::ImageRef;
+use ferrite_proto::image::{Format, ImageRef};
 use ferrite_proto::inventory::Disk;
 use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::step::ImageWritten;
@@ -27,6 +27,7 @@ use crate::disk::Device;
 use crate::steps::Context;
 use crate::stream::fetch::Patience;
 use edges::Edges;
+use refusal::format_problem;
 
 /// Writes an image to a disk that somebody has chosen. `room` is what has to stay free for the
 /// config drive: nothing where none follows.
@@ -44,6 +45,14 @@ pub(crate) fn write(
             "correct the image's description",
         )
     })?;
+    if image.format != Format::Raw {
+        let what = format!("this agent does not write {:?} images yet", image.format);
+        return Err(format_problem(image, &what));
+    }
+    if image.raw_digest.is_some() {
+        let what = "this agent does not check a digest of the content yet";
+        return Err(format_problem(image, what));
+    }
     let path = context.root.path(&disk.name);
     let target = Target {
         image,

@@ -46,6 +46,7 @@ fn describe(url: String, digest: Digest) -> ImageRef {
     ImageRef {
         url,
         digest: Some(digest),
+        raw_digest: None,
         format: Format::Raw,
         compression: None,
         allow_unverified: false,
@@ -76,6 +77,25 @@ fn compress(how: Compression, bytes: &[u8]) -> Vec<u8> {
             let mut xz = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
             xz.write_all(bytes).unwrap();
             xz.finish().unwrap()
+        }
+        Compression::Bzip2 => {
+            let (a, b) = bytes.split_at(bytes.len() / 3);
+            let stream = |part: &[u8]| {
+                let mut bzip2 =
+                    bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+                bzip2.write_all(part).unwrap();
+                bzip2.finish().unwrap()
+            };
+            [stream(a), stream(b)].concat()
+        }
+        Compression::Lz4 => {
+            let (a, b) = bytes.split_at(bytes.len() / 3);
+            let frame = |part: &[u8]| {
+                let mut lz4 = lz4_flex::frame::FrameEncoder::new(Vec::new());
+                lz4.write_all(part).unwrap();
+                lz4.finish().unwrap()
+            };
+            [frame(a), frame(b)].concat()
         }
     }
 }
@@ -203,6 +223,8 @@ fn an_image_is_written_in_every_compression() {
         Compression::Gzip,
         Compression::Zstd,
         Compression::Xz,
+        Compression::Bzip2,
+        Compression::Lz4,
     ] {
         let file = compress(how, &image);
         let server = Server::start(vec![Served::whole(&file)]);
@@ -413,7 +435,13 @@ fn a_wrong_digest_never_becomes_bootable() {
 #[test]
 fn a_compressed_file_that_ends_early_never_becomes_bootable() {
     let image = gpt_image();
-    for how in [Compression::Gzip, Compression::Zstd, Compression::Xz] {
+    for how in [
+        Compression::Gzip,
+        Compression::Zstd,
+        Compression::Xz,
+        Compression::Bzip2,
+        Compression::Lz4,
+    ] {
         let file = compress(how, &image);
         let cut = &file[..file.len() * 3 / 4];
         let server = Server::start(vec![Served::whole(cut)]);

@@ -6,15 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender};
 
+use ferrite_imaging::decompress::{MEMORY, decoder};
 use ferrite_proto::image::Compression;
 use ferrite_proto::problem::{Code, Problem};
 
 use super::{Chunk, PIECE, Piece, State, offer, spawn, take};
 use crate::disk::aligned::Aligned;
-
-/// Most memory that a file may demand for being decompressed: what `xz -9` and `zstd --long` do.
-const XZ_KIB: u32 = 100 << 10;
-const ZSTD_WINDOW_LOG: u32 = 27;
 
 /// The stage's surroundings.
 pub(super) struct Work {
@@ -52,7 +49,7 @@ impl Work {
         let plain = compression == Compression::None;
         state.plain.store(plain, Ordering::Release);
         let broken = |error: io::Error| broken(&error, compression, state, &self.url);
-        let mut decoder = decoder(compression, source).map_err(broken)?;
+        let mut decoder = decoder(compression, source, MEMORY).map_err(broken)?;
         loop {
             let Some(mut buffer) = take(&self.spares, state) else {
                 return Ok(());
@@ -90,19 +87,6 @@ fn agreed(
     }
 }
 
-fn decoder<'a>(compression: Compression, source: Chunks<'a>) -> io::Result<Box<dyn Read + 'a>> {
-    Ok(match compression {
-        Compression::None => Box::new(source),
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(source)),
-        Compression::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-            Box::new(decoder)
-        }
-        Compression::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(source, true, XZ_KIB)),
-    })
-}
-
 /// Reads until the buffer is full or the image ends.
 fn fill(decoder: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut done = 0;
@@ -129,7 +113,8 @@ fn broken(error: &io::Error, compression: Compression, state: &State, url: &str)
     Problem::new(
         Code::ImageFormat,
         format!("{url} cannot be decompressed ({compression:?}, before byte {byte}): {error}"),
-        "check the file with its own tool (gzip -t, zstd -t, xz -t) and publish it again",
+        "check the file with its own tool (gzip -t, zstd -t, xz -t, bzip2 -t, lz4 -t) and publish \
+         it again",
     )
 }
 

@@ -22,9 +22,18 @@ pub(super) fn start(
         let bytes = match algorithm {
             Algorithm::Sha256 => hash::<Sha256>(&chunks),
             Algorithm::Sha512 => hash::<Sha512>(&chunks),
+            Algorithm::Blake3 => blake3(&chunks),
         };
         Digest::new(algorithm, bytes).ok()
     })
+}
+
+fn blake3(chunks: &Receiver<Arc<Chunk>>) -> Vec<u8> {
+    let mut hasher = blake3::Hasher::new();
+    for chunk in chunks {
+        hasher.update(&chunk.bytes);
+    }
+    hasher.finalize().as_bytes().to_vec()
 }
 
 fn hash<D: sha2::Digest>(chunks: &Receiver<Arc<Chunk>>) -> Vec<u8> {

@@ -3,6 +3,8 @@
 //! A run of zeros is never skipped, because the disk may hold something else there: the device
 //! zeroes it, or zeros are written.
 
+use ferrite_imaging::is_zero;
+
 use crate::disk::{Device, DiskError};
 
 /// Zeros are looked for in blocks of this size.
@@ -110,34 +112,11 @@ fn first_run(bytes: &[u8]) -> (bool, usize) {
     (zero, (same * BLOCK).min(bytes.len()))
 }
 
-/// Looks at 64 bytes at a time, and ends at the first that are not all zero.
-fn is_zero(bytes: &[u8]) -> bool {
-    let (lines, rest) = bytes.as_chunks::<64>();
-    let any = |line: &[u8; 64]| {
-        let (words, _) = line.as_chunks::<8>();
-        words
-            .iter()
-            .fold(0, |sum, word| sum | u64::from_ne_bytes(*word))
-    };
-    lines.iter().all(|line| any(line) == 0) && rest.iter().all(|&byte| byte == 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::disk::fixture::used_disk;
     use proptest::prelude::*;
-
-    #[test]
-    fn one_byte_anywhere_is_not_zero() {
-        let mut bytes = vec![0; 64 * 3 + 5];
-        assert!(is_zero(&bytes) && is_zero(&[]));
-        for at in 0..bytes.len() {
-            bytes[at] = 1;
-            assert!(!is_zero(&bytes), "{at}");
-            bytes[at] = 0;
-        }
-    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(30))]

@@ -322,7 +322,7 @@ pub(crate) struct ImageArgs {
     /// Where the host fetches the image.
     #[arg(long, value_name = "URL")]
     pub(crate) image: Option<String>,
-    /// Digest of the file as fetched: `sha256:…` or `sha512:…`.
+    /// Digest of the file as fetched: `sha256:…`, `sha512:…` or `blake3:…`.
     #[arg(long, requires = "image")]
     pub(crate) digest: Option<Digest>,
     /// Write it although nothing vouches for it.

@@ -237,6 +237,7 @@ impl ImageArgs {
         let image = ImageRef {
             url: url.clone(),
             digest: self.digest.clone(),
+            raw_digest: None,
             format: Format::Raw,
             compression: None,
             allow_unverified: self.allow_unverified,

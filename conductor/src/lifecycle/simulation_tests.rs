@@ -111,6 +111,7 @@ fn image(number: u8) -> ImageRef {
     ImageRef {
         url: format!("http://images/{number}.raw"),
         digest: None,
+        raw_digest: None,
         format: Format::Raw,
         compression: None,
         allow_unverified: true,
