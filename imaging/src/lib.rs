@@ -5,6 +5,7 @@
 //! callers bring the bytes ([`ReadAt`], [`std::io::Read`]) and take them away.
 
 pub mod decompress;
+pub mod packed;
 pub mod qcow2;
 mod read_at;
 mod zero;
