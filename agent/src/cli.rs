@@ -21,7 +21,7 @@ use crate::inspect::{self, block};
 use crate::kernel::Linux;
 use crate::root::Root;
 use crate::steps::{Context, erase as erase_step};
-use crate::stream::fetch::Patience;
+use crate::stream::terms::Terms;
 
 /// Says what this machine is; changes nothing.
 #[derive(Debug, Args)]
@@ -37,8 +37,8 @@ pub(crate) struct InspectArgs {
 /// Writes an image to a disk; everything on the disk is lost.
 #[derive(Debug, Args)]
 pub(crate) struct WriteImageArgs {
-    /// Where the image is: http:// or https://.
-    #[arg(long, value_name = "URL")]
+    /// Where the image is: http://, https://, or a file of this machine.
+    #[arg(long, value_name = "URL|FILE")]
     source: String,
     /// The disk, such as /dev/sdb, or a plain file that is large enough.
     #[arg(long, value_name = "DEVICE")]
@@ -112,21 +112,22 @@ pub(crate) fn write_image(args: WriteImageArgs) -> anyhow::Result<()> {
     let root = Root::system();
     let disk = chosen(&root, &args.disk)?;
     let image = ImageRef {
-        url: args.source,
+        url: source(&args.source)?,
         digest: args.digest,
         raw_digest: None,
         format: Format::Raw,
         compression: args.compression,
         allow_unverified: args.allow_unverified,
     };
-    image.validate()?;
+    let terms = Terms::at_a_shell();
+    terms.check(&image)?;
     let what = format!("overwrite {} with {}", describe(&disk), image.url);
     if !args.consent.given(&what)? {
         return Ok(());
     }
     let shown = Shown::new("write-image");
     let context = shown.context(&root);
-    let written = image::write(&image, &disk, 0, Patience::default(), &context);
+    let written = image::write(&image, &disk, 0, &terms, &context);
     shown.end()?;
     let written = written.map_err(explained)?;
     if args.json {
@@ -170,6 +171,17 @@ pub(crate) fn erase(args: &EraseArgs) -> anyhow::Result<()> {
     }
     let bytes = ByteSize(erased.bytes);
     writeln!(io::stdout().lock(), "{}: {bytes} erased", erased.name).or_else(closed)
+}
+
+/// What a person names: a URL as it is, else a file, by its full path.
+fn source(named: &str) -> anyhow::Result<String> {
+    if named.contains("://") && !named.starts_with("file://") {
+        return Ok(named.to_owned());
+    }
+    let path = named.strip_prefix("file://").unwrap_or(named);
+    let path = std::fs::canonicalize(path).with_context(|| format!("finding {path}"))?;
+    let path = path.to_str().context("the file's path is not UTF-8")?;
+    Ok(format!("file://{path}"))
 }
 
 /// The disk that a person names. In use and read-only is refused; one that can be taken out is

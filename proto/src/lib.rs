@@ -16,6 +16,7 @@ pub mod digest;
 pub mod hints;
 pub mod host;
 pub mod image;
+pub mod image_server;
 pub mod inventory;
 pub mod mac;
 pub mod merge;

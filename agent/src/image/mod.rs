@@ -25,7 +25,7 @@ use ferrite_proto::step::ImageWritten;
 
 use crate::disk::Device;
 use crate::steps::Context;
-use crate::stream::fetch::Patience;
+use crate::stream::terms::Terms;
 use edges::Edges;
 use refusal::format_problem;
 
@@ -35,10 +35,10 @@ pub(crate) fn write(
     image: &ImageRef,
     disk: &Disk,
     room: u64,
-    patience: Patience,
+    terms: &Terms,
     context: &Context<'_>,
 ) -> Result<ImageWritten, Problem> {
-    image.validate().map_err(|error| {
+    terms.check(image).map_err(|error| {
         Problem::new(
             Code::ImageInvalid,
             error.to_string(),
@@ -63,7 +63,7 @@ pub(crate) fn write(
         context,
         started: Instant::now(),
     };
-    let written = plain::write(target, patience)?;
+    let written = plain::write(target, terms)?;
     tracing::info!(disk = %written.disk, bytes = written.bytes_image, "image written");
     Ok(written)
 }

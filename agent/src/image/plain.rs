@@ -7,15 +7,15 @@ use super::refusal::{format_problem, shown, too_large};
 use super::{Edges, Target};
 use crate::disk::EDGE;
 use crate::disk::gpt::HEAD;
-use crate::stream::fetch::Patience;
 use crate::stream::meter::Meter;
+use crate::stream::terms::Terms;
 use crate::stream::write::Writer;
 use crate::stream::{Fetched, ImageStream, Piece};
 
 /// Writes all of it.
-pub(super) fn write(target: Target<'_>, patience: Patience) -> Result<ImageWritten, Problem> {
+pub(super) fn write(target: Target<'_>, terms: &Terms) -> Result<ImageWritten, Problem> {
     let (image, context) = (target.image, target.context);
-    let stream = ImageStream::start(image, patience)?;
+    let stream = ImageStream::start(image, terms)?;
     let mut meter = Meter::new(context.progress, "fetching");
     meter.tick(0, None);
     let first = stream.next(context.cancelled)?;

@@ -17,7 +17,7 @@ use ferrite_proto::step::{Outcome, Progress, Step};
 
 use crate::kernel::Kernel;
 use crate::root::Root;
-use crate::stream::fetch::Patience;
+use crate::stream::terms::Terms;
 
 /// What every step may use.
 pub(crate) struct Context<'a> {
@@ -38,7 +38,7 @@ pub(crate) fn run(step: &Step, context: &Context<'_>) -> Result<Outcome, Problem
         Step::Inspect => inspect::run(context),
         Step::Erase { method } => erase::run(*method, context),
         Step::WriteImage { image, root } => {
-            write_image::run(image, root, Patience::default(), context)
+            write_image::run(image, root, &Terms::default(), context)
         }
         Step::WriteConfigDrive { root, files } => write_config_drive::run(root, files, context),
         Step::SetBootEntry { root } => {

@@ -7,18 +7,18 @@ use ferrite_proto::step::{Outcome, RootDisk};
 
 use super::{Context, root_disk, write_config_drive};
 use crate::image::write;
-use crate::stream::fetch::Patience;
+use crate::stream::terms::Terms;
 
 /// Chooses the disk and writes the image to it.
 pub(super) fn run(
     image: &ImageRef,
     root: &RootDisk,
-    patience: Patience,
+    terms: &Terms,
     context: &Context<'_>,
 ) -> Result<Outcome, Problem> {
     let disk = root_disk::find(context.root, root)?;
     let drive = write_config_drive::room(context)?;
-    let written = write(image, &disk, drive, patience, context)?;
+    let written = write(image, &disk, drive, terms, context)?;
     Ok(Outcome::ImageWritten(written))
 }
 

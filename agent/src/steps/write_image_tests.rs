@@ -8,6 +8,7 @@ use crate::disk::{EDGE, mbr};
 use crate::kernel::Linux;
 use crate::root::Root;
 use crate::stream::fixture::{Served, Server};
+use crate::stream::terms::Patience;
 use ferrite_proto::address::Policy;
 use ferrite_proto::digest::{Algorithm, Digest};
 use ferrite_proto::image::{Compression, Format};
@@ -135,6 +136,11 @@ impl Machine {
             attempts: 3,
             pause: Duration::from_millis(10),
             from: Policy::OthersAndLoopback,
+            ..Patience::default()
+        };
+        let terms = Terms {
+            patience,
+            ..Terms::default()
         };
         let context = Context {
             root: &self.root,
@@ -142,7 +148,7 @@ impl Machine {
             progress: &|_| {},
             cancelled: &self.cancelled,
         };
-        write(image, &disk, room, patience, &context)
+        write(image, &disk, room, &terms, &context)
     }
 
     fn disk(&self) -> Vec<u8> {
@@ -183,10 +189,14 @@ impl Machine {
 }
 
 /// As long as in production, from this machine.
-fn here() -> Patience {
-    Patience {
+fn here() -> Terms {
+    let patience = Patience {
         from: Policy::OthersAndLoopback,
         ..Patience::default()
+    };
+    Terms {
+        patience,
+        ..Terms::default()
     }
 }
 
@@ -208,7 +218,7 @@ fn nothing_is_fetched_from_the_own_machine_and_nothing_written() {
     let named = server.url().replace("127.0.0.1", "localhost");
     for url in [server.url(), named] {
         let described = describe(url, sha256(&image));
-        let refused = write(&described, &disk, 0, Patience::default(), &context).unwrap_err();
+        let refused = write(&described, &disk, 0, &Terms::default(), &context).unwrap_err();
         assert_eq!(refused.code, Code::ImageInvalid, "{refused}");
         assert!(machine.is_untouched());
     }
@@ -559,17 +569,17 @@ fn the_disk_that_is_meant_is_found_and_written() {
     fixture::write(&root, &[("/proc/self/exe", b"\x7fELF agent")]);
     let described = describe(server.url(), sha256(&image));
     let mut meant = RootDisk::default();
-    let problem = run(&described, &meant, here(), &context).unwrap_err();
+    let problem = run(&described, &meant, &here(), &context).unwrap_err();
     assert_eq!(problem.code, Code::SeveralDisksMatch);
     meant.hints.serial = Some("vdb-serial".into());
     // The agent itself goes to the config drive: 4 MiB of it are too much for this disk.
     let agent = std::fs::File::create(root.path("/proc/self/exe")).unwrap();
     agent.set_len(4 * MIB).unwrap();
-    let problem = run(&described, &meant, here(), &context).unwrap_err();
+    let problem = run(&described, &meant, &here(), &context).unwrap_err();
     assert_eq!(problem.code, Code::ImageTooLarge);
     assert!(problem.message.contains("14.0 MiB"), "{problem}");
     agent.set_len(MIB - 1).unwrap();
-    let Outcome::ImageWritten(written) = run(&described, &meant, here(), &context).unwrap() else {
+    let Outcome::ImageWritten(written) = run(&described, &meant, &here(), &context).unwrap() else {
         panic!("another outcome")
     };
     assert_eq!(written.disk, "/dev/vdb");
@@ -604,7 +614,7 @@ fn a_real_block_device_is_written_with_either_sector() {
             cancelled: &AtomicBool::new(false),
         };
         let described = describe(server.url(), sha256(&image));
-        let written = write(&described, &disk, 0, here(), &context).unwrap();
+        let written = write(&described, &disk, 0, &here(), &context).unwrap();
         assert!(written.bytes_zeroed >= 4 * MIB);
         let on_disk = std::fs::read(&file).unwrap();
         assert!(on_disk[1 << 20..at] == image[1 << 20..at]);

@@ -15,6 +15,12 @@ pub(crate) struct Served {
     cut: Option<usize>,
     /// Bytes after which nothing comes any more.
     stall: Option<usize>,
+    /// Bytes at a time, ten times a second.
+    drip: Option<usize>,
+    /// Whether parts are given.
+    ranges: bool,
+    /// Further lines of the answer's head.
+    head: String,
 }
 
 impl Served {
@@ -25,6 +31,9 @@ impl Served {
             tag: "\"one\"".into(),
             cut: None,
             stall: None,
+            drip: None,
+            ranges: true,
+            head: String::new(),
         }
     }
 
@@ -56,23 +65,48 @@ impl Served {
         }
     }
 
+    pub(crate) fn without_ranges(self) -> Self {
+        Self {
+            ranges: false,
+            ..self
+        }
+    }
+
+    /// So many bytes ten times a second.
+    pub(crate) fn dripping(self, bytes: usize) -> Self {
+        Self {
+            drip: Some(bytes),
+            ..self
+        }
+    }
+
+    pub(crate) fn with_header(self, name: &str, value: &str) -> Self {
+        let head = format!("{}{name}: {value}\r\n", self.head);
+        Self { head, ..self }
+    }
+
     fn answer(&self, mut connection: TcpStream, range: &str) -> std::io::Result<()> {
         let total = self.body.len();
-        let start = range.trim_start_matches("bytes=").trim_end_matches('-');
-        let start: usize = start.parse().unwrap_or(0);
-        let body = &self.body[start.min(total)..];
-        let status = if range.is_empty() { self.status } else { 206 };
+        let asked = range.strip_prefix("bytes=").filter(|_| self.ranges);
+        let asked = asked.filter(|_| self.status == 200);
+        let (start, end) = asked.and_then(|asked| asked.split_once('-')).unzip();
+        let start = start.and_then(|text| text.parse().ok()).unwrap_or(0);
+        let end: Option<usize> = end.and_then(|text| text.parse().ok());
+        let end = end.map_or(total, |last| total.min(last + 1));
+        let body = &self.body[start.min(end)..end];
+        let status = if asked.is_none() { self.status } else { 206 };
         write!(
             connection,
-            "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nETag: {}\r\nConnection: close\r\n",
+            "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nETag: {}\r\nConnection: close\r\n{}",
             body.len(),
-            self.tag
+            self.tag,
+            self.head
         )?;
-        if !range.is_empty() {
+        if asked.is_some() {
+            let last = end.saturating_sub(1);
             write!(
                 connection,
-                "Content-Range: bytes {start}-{}/{total}\r\n",
-                total - 1
+                "Content-Range: bytes {start}-{last}/{total}\r\n"
             )?;
         }
         connection.write_all(b"\r\n")?;
@@ -81,6 +115,13 @@ impl Served {
             .or(self.stall)
             .unwrap_or(body.len())
             .min(body.len());
+        if let Some(drip) = self.drip {
+            for drop in body[..sent].chunks(drip) {
+                connection.write_all(drop)?;
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            return Ok(());
+        }
         connection.write_all(&body[..sent])?;
         if self.stall.is_some() {
             std::thread::sleep(Duration::from_secs(4));
@@ -92,19 +133,27 @@ impl Served {
 /// Answers the first connection with the first script, and so on; the last one repeats.
 pub(crate) struct Server {
     port: u16,
-    ranges: Arc<Mutex<Vec<String>>>,
+    seen: Arc<Mutex<Vec<Asked>>>,
+}
+
+/// One request.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Asked {
+    pub(crate) path: String,
+    pub(crate) range: String,
+    pub(crate) authorization: String,
 }
 
 impl Server {
     pub(crate) fn start(scripts: Vec<Served>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let ranges = Arc::new(Mutex::new(Vec::new()));
-        let seen = Arc::clone(&ranges);
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&seen);
         if !scripts.is_empty() {
-            std::thread::spawn(move || serve(&listener, &scripts, &seen));
+            std::thread::spawn(move || serve(&listener, &scripts, &noted));
         }
-        Self { port, ranges }
+        Self { port, seen }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -113,11 +162,16 @@ impl Server {
 
     /// The ranges that were asked for, in order.
     pub(crate) fn ranges(&self) -> Vec<String> {
-        self.ranges.lock().unwrap().clone()
+        let seen = self.asked().into_iter();
+        seen.map(|asked| asked.range).collect()
+    }
+
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        self.seen.lock().unwrap().clone()
     }
 }
 
-fn serve(listener: &TcpListener, scripts: &[Served], seen: &Mutex<Vec<String>>) {
+fn serve(listener: &TcpListener, scripts: &[Served], seen: &Arc<Mutex<Vec<Asked>>>) {
     let repeated = scripts
         .iter()
         .chain(std::iter::repeat(&scripts[scripts.len() - 1]));
@@ -125,18 +179,40 @@ fn serve(listener: &TcpListener, scripts: &[Served], seen: &Mutex<Vec<String>>) 
         let Ok((connection, _)) = listener.accept() else {
             return;
         };
-        let mut range = String::new();
-        for line in BufReader::new(&connection).lines() {
+        let (script, seen) = (script.clone(), Arc::clone(seen));
+        std::thread::spawn(move || {
+            let asked = Asked::read(&connection);
+            let range = asked.range.clone();
+            seen.lock().unwrap().push(asked);
+            // A client that goes away is what some tests are about.
+            let _ = script.answer(connection, &range);
+        });
+    }
+}
+
+impl Asked {
+    fn read(connection: &TcpStream) -> Self {
+        let mut asked = Self::default();
+        for line in BufReader::new(connection).lines() {
             let line = line.unwrap_or_default();
             if line.is_empty() {
                 break;
             }
-            if let Some(value) = line.to_lowercase().strip_prefix("range: ") {
-                value.clone_into(&mut range);
+            let value = |name: &str| {
+                let (found, value) = line.split_once(": ")?;
+                let same = found.eq_ignore_ascii_case(name);
+                same.then(|| value.to_owned())
+            };
+            if let Some(path) = line.strip_prefix("GET ") {
+                path.split(' ').next().unwrap().clone_into(&mut asked.path);
+            }
+            if let Some(range) = value("range") {
+                asked.range = range;
+            }
+            if let Some(authorization) = value("authorization") {
+                asked.authorization = authorization;
             }
         }
-        seen.lock().unwrap().push(range.clone());
-        // A client that goes away is what some tests are about.
-        let _ = script.answer(connection, &range);
+        asked
     }
 }

@@ -6,18 +6,21 @@
 //! bottom. Deliberately no knowledge of disks here; `write` has that.
 
 mod decompress;
-pub(crate) mod fetch;
+mod fetch;
 #[cfg(test)]
 #[path = "fixture_tests.rs"]
 pub(crate) mod fixture;
+mod http;
 pub(crate) mod meter;
 mod reach;
+pub(crate) mod source;
+pub(crate) mod terms;
 mod verify;
 pub(crate) mod write;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -26,7 +29,8 @@ use ferrite_proto::image::ImageRef;
 use ferrite_proto::problem::{Code, Problem};
 
 use crate::disk::aligned::Aligned;
-use fetch::Patience;
+use source::{Source, Stop};
+use terms::Terms;
 
 /// Buffers of the file as fetched: how many, and how large.
 const CHUNKS: usize = 8;
@@ -41,15 +45,13 @@ const GLANCE: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 struct State {
     /// Everybody shall end.
-    stop: AtomicBool,
+    stop: Stop,
     /// The whole file has been fetched.
     fetched: AtomicBool,
     /// Bytes of the file that have been decompressed.
     consumed: AtomicU64,
     /// The file is the image, byte for byte.
     plain: AtomicBool,
-    /// Length of the file, as its server says.
-    total: OnceLock<Option<u64>>,
     /// The first thing that went wrong; what goes wrong after it is its consequence.
     failure: Mutex<Option<Problem>>,
 }
@@ -106,12 +108,14 @@ pub(crate) struct ImageStream {
     spare: Sender<Aligned>,
     digest: Option<JoinHandle<Option<Digest>>>,
     image: ImageRef,
+    source: Source,
 }
 
 impl ImageStream {
     /// Starts to fetch. Nothing has to be there yet: the first [`Self::next`] tells.
-    pub(crate) fn start(image: &ImageRef, patience: Patience) -> Result<Self, Problem> {
+    pub(crate) fn start(image: &ImageRef, terms: &Terms) -> Result<Self, Problem> {
         let state = Arc::new(State::default());
+        let source = Source::new(image, terms, Stop::clone(&state.stop))?;
         let (to_decompress, compressed) = mpsc::sync_channel(CHUNKS);
         let (to_write, pieces) = mpsc::sync_channel(PIECES);
         let (spare, spares) = mpsc::channel();
@@ -124,7 +128,7 @@ impl ImageStream {
             None => None,
         };
         let feed = fetch::Feed::new(Arc::clone(&state), outlets);
-        fetch::start(image.url.clone(), patience, feed)?;
+        fetch::start(source.clone(), feed)?;
         let work = decompress::Work {
             state: Arc::clone(&state),
             compressed,
@@ -140,6 +144,7 @@ impl ImageStream {
             spare,
             digest,
             image: image.clone(),
+            source,
         })
     }
 
@@ -169,7 +174,7 @@ impl ImageStream {
 
     /// Length of the file, once its server has said it.
     pub(crate) fn total(&self) -> Option<u64> {
-        self.state.total.get().copied().flatten()
+        self.source.total()
     }
 
     /// Whether the file is not compressed; known once the first piece is there.

@@ -9,7 +9,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use ferrite_proto::address::{Policy, Refused};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::{self, Attempt};
-use reqwest::{Url, blocking::ClientBuilder};
+use reqwest::{ClientBuilder, Url};
 
 /// Most redirects that are followed; only to http and https.
 const REDIRECTS: usize = 5;
@@ -101,18 +101,19 @@ mod tests {
         url
     }
 
-    fn get(policy: Policy, url: &str) -> reqwest::Result<reqwest::blocking::Response> {
+    fn get(policy: Policy, url: &str) -> reqwest::Result<reqwest::Response> {
         let roots = rustls::RootCertStore::empty();
         let tls = rustls::ClientConfig::builder_with_provider(crate::tls::provider())
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let client = reqwest::blocking::Client::builder()
+        let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .no_proxy();
         let client = bounded(client, policy).build().unwrap();
-        client.get(url).send()
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(client.get(url).send())
     }
 
     #[test]

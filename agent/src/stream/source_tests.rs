@@ -1,0 +1,195 @@
+//! Tests of sources with servers that misbehave, and with files of this machine.
+
+use super::*;
+use crate::stream::fixture::{Served, Server};
+use ferrite_proto::image::{Format, ImageRef};
+
+fn content() -> Vec<u8> {
+    (0..1_000_000_u32)
+        .map(|at| at.wrapping_mul(2_654_435_761).to_le_bytes()[3])
+        .collect()
+}
+
+fn image(url: String) -> ImageRef {
+    ImageRef {
+        url,
+        digest: None,
+        raw_digest: None,
+        format: Format::Raw,
+        compression: None,
+        allow_unverified: true,
+    }
+}
+
+/// As at a shell, and in a hurry.
+fn terms() -> Terms {
+    let mut terms = Terms::at_a_shell();
+    terms.patience = Patience {
+        connect: Duration::from_secs(2),
+        read: Duration::from_secs(1),
+        attempts: 3,
+        pause: Duration::from_millis(5),
+        ..terms.patience
+    };
+    terms
+}
+
+fn source(url: String) -> Source {
+    Source::new(&image(url), &terms(), Stop::default()).unwrap()
+}
+
+fn all(mut from: Reader) -> Result<Vec<u8>, FetchError> {
+    let (mut bytes, mut buffer) = (Vec::new(), vec![0; 30_000]);
+    loop {
+        match from.next(&mut buffer)? {
+            0 => return Ok(bytes),
+            count => bytes.extend_from_slice(&buffer[..count]),
+        }
+    }
+}
+
+#[test]
+fn ranges_are_read_by_several_threads_at_once() {
+    let content = content();
+    let server = Server::start(vec![Served::whole(&content)]);
+    let source = source(server.url());
+    assert_eq!(source.greet().unwrap(), content[..4096]);
+    assert_eq!(source.total(), Some(1_000_000));
+    std::thread::scope(|scope| {
+        for part in 0..8 {
+            let (source, content) = (&source, &content);
+            scope.spawn(move || {
+                let mut buffer = vec![0; 125_000];
+                let at = part * 125_000;
+                source.read_exact_at(&mut buffer, at as u64).unwrap();
+                assert!(buffer == content[at..at + 125_000], "{part}");
+            });
+        }
+    });
+    assert_eq!(source.moved(), 1_004_096);
+    let beyond = source.read_exact_at(&mut [0; 2], 999_999).unwrap_err();
+    assert_eq!(beyond.kind(), io::ErrorKind::UnexpectedEof);
+}
+
+#[test]
+fn a_file_shorter_than_the_greeting_is_read_whole() {
+    for length in [1, 4095, 4096, 4097] {
+        let content = &content()[..length];
+        let server = Server::start(vec![Served::whole(content)]);
+        let source = source(server.url());
+        let first = source.greet().unwrap();
+        assert_eq!(first, content[..length.min(4096)], "{length}");
+        assert_eq!(source.total(), Some(length as u64));
+    }
+}
+
+#[test]
+fn cut_at_every_twentieth_it_goes_on_at_the_byte() {
+    let content = content();
+    for cut in (0..20).map(|part| part * 50_000 + 1) {
+        let scripts = vec![
+            Served::whole(&content).cut_after(cut),
+            Served::whole(&content),
+        ];
+        let server = Server::start(scripts);
+        let source = source(server.url());
+        assert!(all(source.whole()).unwrap() == content, "{cut}");
+        assert_eq!(server.ranges(), [String::new(), format!("bytes={cut}-")]);
+        assert_eq!(source.moved(), 1_000_000);
+    }
+}
+
+#[test]
+fn a_server_without_ranges_will_do_until_it_breaks() {
+    let content = content();
+    let whole = Served::whole(&content).without_ranges();
+    let server = Server::start(vec![whole.clone()]);
+    assert!(all(source(server.url()).whole()).unwrap() == content);
+    let refused = source(server.url()).greet().unwrap_err();
+    assert!(matches!(refused, FetchError::NoRanges { .. }), "{refused}");
+    let server = Server::start(vec![whole.clone().cut_after(400_000), whole]);
+    let error = all(source(server.url()).whole()).unwrap_err().to_string();
+    assert!(error.contains("byte 400000 of 1000000"), "{error}");
+    assert!(error.contains("cannot continue"), "{error}");
+}
+
+#[test]
+fn a_file_of_this_machine_is_a_source() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    std::fs::write(&path, content()).unwrap();
+    let source_of = |path: &Path| {
+        let image = image(format!("file://{}", path.display()));
+        Source::new(&image, &terms(), Stop::default())
+    };
+    let source = source_of(&path).unwrap();
+    assert_eq!(source.total(), Some(1_000_000));
+    assert!(all(source.whole()).unwrap() == content());
+    assert_eq!(source.greet().unwrap(), content()[..4096]);
+    let mut buffer = [0; 100];
+    source.read_exact_at(&mut buffer, 999_900).unwrap();
+    assert_eq!(buffer, content()[999_900..]);
+    // Shortened under the reader's hands.
+    let shorter = File::options().write(true).open(&path).unwrap();
+    shorter.set_len(5000).unwrap();
+    let error = all(source.whole()).unwrap_err().to_string();
+    assert!(error.contains("it ends at byte 5000"), "{error}");
+
+    let fifo = folder.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for odd in [&fifo, Path::new("/dev/zero"), folder.path()] {
+        let error = source_of(odd).unwrap_err().to_string();
+        assert!(error.contains("not a plain file"), "{error}");
+    }
+    let mut remote = terms();
+    remote.local_files = false;
+    let named = image(format!("file://{}", path.display()));
+    let refused = Source::new(&named, &remote, Stop::default());
+    assert!(refused.is_err(), "from the API no file is read");
+}
+
+#[test]
+fn nobody_waits_for_a_server_that_says_nothing() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let stop = Stop::default();
+    let mut patient = terms();
+    patient.patience.read = Duration::from_mins(1);
+    let source = Source::new(&image(url), &patient, Stop::clone(&stop)).unwrap();
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| all(source.whole()));
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!reading.is_finished());
+        let stopped = Instant::now();
+        stop.store(true, Ordering::Relaxed);
+        let error = reading.join().unwrap().unwrap_err();
+        assert!(matches!(error, FetchError::Stopped), "{error}");
+        assert!(stopped.elapsed() < Duration::from_secs(1));
+    });
+}
+
+#[test]
+fn a_server_that_drips_is_given_up_and_named() {
+    let content = content();
+    let server = Server::start(vec![Served::whole(&content).dripping(1)]);
+    let began = Instant::now();
+    let error = all(source(server.url()).whole()).unwrap_err().to_string();
+    assert!(error.contains("fewer than 4096 bytes a second"), "{error}");
+    assert!(error.contains(&server.url()), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(8));
+}
+
+#[test]
+fn a_busy_server_is_asked_again_when_it_says() {
+    let content = content();
+    let busy = Served::status(503).with_header("Retry-After", "1");
+    let server = Server::start(vec![busy, Served::whole(&content)]);
+    let began = Instant::now();
+    assert!(all(source(server.url()).whole()).unwrap() == content);
+    let waited = began.elapsed();
+    assert!(waited >= Duration::from_secs(1), "{waited:?}");
+    let server = Server::start(vec![Served::status(503)]);
+    let error = all(source(server.url()).whole()).unwrap_err().to_string();
+    assert!(error.contains("503"), "{error}");
+    assert_eq!(server.asked().len(), 3);
+}
