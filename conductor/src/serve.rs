@@ -38,6 +38,7 @@ use crate::seal::Sealer;
 use crate::seeing::gather::Place;
 use crate::seeing::logs::OwnLines;
 use crate::seeing::outlets;
+use crate::store::StoreError;
 use crate::store::database::Database;
 use crate::store::leases::InDatabase;
 use crate::store::sql::Pool;
@@ -45,6 +46,8 @@ use crate::{bmc, listen, netboot, systemd, tls, token};
 
 /// Between looks at the certificate.
 const RENEWAL: Duration = Duration::from_hours(24);
+/// Between two looks whether the database serves again.
+const DATABASE_PAUSE: Duration = Duration::from_secs(1);
 /// Between removals of what has expired.
 const SWEEP: Duration = Duration::from_mins(1);
 /// How long nothing of an answer may be taken.
@@ -80,7 +83,7 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     let _ours_alone = lock_state_dir(dir)?;
     // Before anything is done to any host: a start that fails must have done nothing.
     let listening = listen_on(&config)?;
-    let (store, ownership) = open_store(&config).await?;
+    let store = Arc::new(patiently(&config, || open_store(&config)).await?);
     let identity = tls::load_or_create(&dir.join("tls"), &config.names)?;
     let admin_sha256 = client_files(&config, &identity.ca_pem)?;
     let reach = Reach {
@@ -90,7 +93,7 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     let (boots, sightings) = Boots::new(reach.clone());
     let boots = Arc::new(boots);
     let several = store.pool().as_postgres().cloned();
-    let hosts = Hosts::load_as(Arc::new(store), Arc::clone(&boots), ownership).await?;
+    let hosts = patiently(&config, || load(&store, &boots)).await?;
     hosts.turns().set_limits(config.groups.clone());
     let hosts = Arc::new(hosts);
     hosts.seeing().own_lines_are_in(own_lines);
@@ -168,18 +171,50 @@ pub(crate) async fn database(config: &Config, sealer: Sealer) -> anyhow::Result<
     Ok(Database::postgres(options, sealer).await?)
 }
 
-async fn open_store(config: &Config) -> anyhow::Result<(Database, Ownership)> {
+/// Tries again while a database on a server is away: it restarts, another takes over for it, or
+/// the network is not up yet. A file that cannot be opened is not tried again.
+async fn patiently<T>(
+    config: &Config,
+    open: impl AsyncFn() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    loop {
+        let error = match open().await {
+            Err(error) if config.store.url.is_some() && is_away(&error) => error,
+            result => return result,
+        };
+        tracing::warn!("waiting for the database: {error:#}");
+        systemd::tell(&[NotifyState::Status("waiting for the database")]);
+        tokio::time::sleep(DATABASE_PAUSE).await;
+    }
+}
+
+fn is_away(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<StoreError>();
+    error.is_some_and(StoreError::is_away)
+}
+
+async fn open_store(config: &Config) -> anyhow::Result<Database> {
     let dir = &config.state_dir;
     let store = database(config, sealer(&config.store, true)?).await?;
     if config.store.url.is_none() {
-        return Ok((store, Ownership::default()));
+        return Ok(store);
     }
     if !replicas::shares_files(&store).await? {
         tls::load_or_create(&dir.join("tls"), &config.names)?;
         admin_token(&dir.join("admin.token"))?;
     }
     replicas::share_files(&store, dir).await?;
-    Ok((store, Ownership::shared()))
+    Ok(store)
+}
+
+/// What is stored, driven alone or as one of several.
+async fn load(store: &Arc<Database>, boots: &Arc<Boots>) -> anyhow::Result<Hosts> {
+    let ownership = match store.pool().as_postgres() {
+        Some(_) => Ownership::shared(),
+        None => Ownership::default(),
+    };
+    let store: Arc<Database> = Arc::clone(store);
+    Ok(Hosts::load_as(store, Arc::clone(boots), ownership).await?)
 }
 
 fn start_replica(

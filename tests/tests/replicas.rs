@@ -76,7 +76,8 @@ async fn deployments_survive_the_conductors_that_drive_them() -> Result<()> {
     operator.provision_all(swarm.machines(), 8).await?;
     for kill in 0..size.kills {
         tokio::time::sleep(size.between / 3).await;
-        kill_busiest(&replicas, &database).await?;
+        let killed = kill_busiest(&replicas, &database).await;
+        killed.inspect_err(|_| replicas.iter().for_each(last_words))?;
         if kill == 0 {
             database.crash()?;
             tokio::time::sleep(Duration::from_secs(2)).await;
@@ -96,17 +97,47 @@ async fn deployments_survive_the_conductors_that_drive_them() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_conductor_waits_for_its_database() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut database = Postgres::start()?;
+    database.crash()?;
+    let key = dir.path().join("secrets.key");
+    std::fs::write(&key, [7_u8; 32])?;
+    set_private(&key)?;
+    let extra = store(&database, &key);
+    let served = Served::prepare(free_port()?, &ferrite()?, dir.path(), &extra)?;
+    served.launch()?;
+    let waits = || {
+        let log = std::fs::read_to_string(served.log()).unwrap_or_default();
+        log.contains("waiting for the database")
+    };
+    let started = Instant::now();
+    while !waits() {
+        ensure!(
+            started.elapsed() < PATIENCE,
+            "it does not say that it waits"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    database.launch()?;
+    served.until_ready(PATIENCE).await?;
+    Ok(())
+}
+
+fn store(database: &Postgres, key: &Path) -> String {
+    let (url, key) = (database.url(), key.display().to_string());
+    format!("[store]\nurl = {url:?}\nkey_file = {key:?}\n")
+}
+
 /// Three conductors with one address for hosts, one key and one database.
 async fn replicas(dir: &Path, database: &Postgres) -> Result<Vec<Served>> {
     let key = dir.join("secrets.key");
     std::fs::write(&key, [7_u8; 32])?;
     set_private(&key)?;
     let first = free_port()?;
-    let extra = format!(
-        "url = \"https://127.0.0.1:{first}\"\n[store]\nurl = {:?}\nkey_file = {:?}\n",
-        database.url(),
-        key.display().to_string()
-    );
+    let store = store(database, &key);
+    let extra = format!("url = \"https://127.0.0.1:{first}\"\n{store}");
     let mut replicas = Vec::new();
     for number in 0..3 {
         let port = if number == 0 { first } else { free_port()? };
@@ -153,6 +184,17 @@ async fn kill_busiest(replicas: &[Served], database: &Postgres) -> Result<()> {
     ));
     busiest.launch()?;
     Ok(())
+}
+
+/// The end of what a replica logged, for whoever asks why.
+fn last_words(replica: &Served) {
+    let log = std::fs::read_to_string(replica.log()).unwrap_or_default();
+    let lines: Vec<_> = log.lines().collect();
+    let at = replica.log().display().to_string();
+    say(&format!(
+        "{at}:\n{}",
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    ));
 }
 
 /// How many hosts each replica drives.

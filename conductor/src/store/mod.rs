@@ -345,6 +345,32 @@ impl StoreError {
     }
 }
 
+impl StoreError {
+    /// Whether the database cannot be reached or does not serve yet: it may, later.
+    pub(crate) fn is_away(&self) -> bool {
+        use sqlx::migrate::MigrateError::{Execute, ExecuteMigration};
+        match self {
+            Self::Database(error) => away(error),
+            Self::Migrate(error) => {
+                matches!(&**error, Execute(error) | ExecuteMigration(error, _) if away(error))
+            }
+            _ => false,
+        }
+    }
+}
+
+fn away(error: &sqlx::Error) -> bool {
+    let refusal = match error {
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => return true,
+        sqlx::Error::Database(refusal) => refusal.code(),
+        _ => None,
+    };
+    // PostgreSQL's codes: connections broken or refused, shutting down or starting, and a follower
+    // that was not promoted yet (it takes no writes).
+    let passing = ["08", "53300", "57P01", "57P02", "57P03", "25006"];
+    refusal.is_some_and(|code| passing.iter().any(|begin| code.starts_with(begin)))
+}
+
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         Self::Database(Arc::new(error))
