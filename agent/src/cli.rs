@@ -16,7 +16,7 @@ use ferrite_proto::size::ByteSize;
 use ferrite_proto::step::Progress;
 use serde::Serialize;
 
-use crate::image;
+use crate::image::{self, Demand};
 use crate::inspect::{self, block};
 use crate::kernel::Linux;
 use crate::root::Root;
@@ -49,6 +49,13 @@ pub(crate) struct WriteImageArgs {
     /// Write without a digest: nothing vouches for the bytes.
     #[arg(long, conflicts_with = "digest")]
     allow_unverified: bool,
+    /// What the file holds once decompressed: the disk's bytes, qcow2, or what `ferrite-image
+    /// pack` writes.
+    #[arg(long, value_name = "raw|qcow2|packed", default_value = "raw", value_parser = format)]
+    format: Format,
+    /// Read all of it back before the disk becomes bootable.
+    #[arg(long)]
+    verify: bool,
     /// How the file is compressed; told from its bytes if not said.
     #[arg(long, value_name = "none|gzip|zstd|xz|bzip2|lz4", value_parser = compression)]
     compression: Option<Compression>,
@@ -115,7 +122,7 @@ pub(crate) fn write_image(args: WriteImageArgs) -> anyhow::Result<()> {
         url: source(&args.source)?,
         digest: args.digest,
         raw_digest: None,
-        format: Format::Raw,
+        format: args.format,
         compression: args.compression,
         allow_unverified: args.allow_unverified,
     };
@@ -125,9 +132,13 @@ pub(crate) fn write_image(args: WriteImageArgs) -> anyhow::Result<()> {
     if !args.consent.given(&what)? {
         return Ok(());
     }
+    let demand = Demand {
+        room: 0,
+        verify: args.verify,
+    };
     let shown = Shown::new("write-image");
     let context = shown.context(&root);
-    let written = image::write(&image, &disk, 0, &terms, &context);
+    let written = image::write(&image, &disk, demand, &terms, &context);
     shown.end()?;
     let written = written.map_err(explained)?;
     if args.json {
@@ -135,13 +146,14 @@ pub(crate) fn write_image(args: WriteImageArgs) -> anyhow::Result<()> {
     }
     writeln!(
         io::stdout().lock(),
-        "{}: {} of image in {:.1} s ({} fetched, {} sent, {} zeroed)",
+        "{}: {} of image in {:.1} s ({} fetched, {} sent, {} zeroed, {} right already)",
         written.disk,
         ByteSize(written.bytes_image),
         written.seconds,
         ByteSize(written.bytes_read),
         ByteSize(written.bytes_written),
-        ByteSize(written.bytes_zeroed)
+        ByteSize(written.bytes_zeroed),
+        ByteSize(written.bytes_skipped)
     )
     .or_else(closed)
 }
@@ -285,6 +297,15 @@ fn explained(problem: Problem) -> anyhow::Error {
         return anyhow!(problem);
     }
     anyhow!("{problem}; {}", problem.advice)
+}
+
+fn format(text: &str) -> Result<Format, String> {
+    match text {
+        "raw" => Ok(Format::Raw),
+        "qcow2" => Ok(Format::Qcow2),
+        "packed" => Ok(Format::Packed),
+        other => Err(format!("{other:?} is none of raw, qcow2, packed")),
+    }
 }
 
 fn compression(text: &str) -> Result<Compression, String> {

@@ -206,6 +206,8 @@ pub struct ImageWritten {
     pub bytes_written: u64,
     /// Bytes of zeros that the disk was told to zero, not sent.
     pub bytes_zeroed: u64,
+    /// Bytes of the image that the disk had already.
+    pub bytes_skipped: u64,
     /// The digest found, which is the one demanded.
     pub digest: Option<String>,
     /// Wall seconds.

@@ -314,6 +314,18 @@ impl<'a> Device<'a> {
         }
     }
 
+    /// Whether a range of the disk holds this already. One that cannot be read does not.
+    pub(crate) fn holds(&self, wanted: &[u8], offset: u64) -> bool {
+        match self.expect(wanted, offset) {
+            Ok(()) => true,
+            Err(DiskError::ReadBack { .. }) => false,
+            Err(error) => {
+                tracing::warn!(%error, "written anew, because it cannot be read");
+                false
+            }
+        }
+    }
+
     /// Overwrites the first and last MiB with zeros and waits for it: nothing boots from here.
     pub(crate) fn clear_edges(&self) -> Result<(), DiskError> {
         self.clear_from(self.bytes - EDGE.min(self.bytes))

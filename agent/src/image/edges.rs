@@ -12,7 +12,7 @@ use ferrite_proto::problem::{Code, Problem};
 use super::refusal::{format_problem, needed, too_large, truncated};
 use crate::disk::aligned::Aligned;
 use crate::disk::gpt::{self, BadTable, HEAD, Table};
-use crate::disk::{Device, DiskError, mbr};
+use crate::disk::{Device, DiskError, EDGE, mbr};
 use crate::steps::write_config_drive::{NoPlace, Place};
 
 /// Sectors at a disk's end that a backup table takes, and one.
@@ -164,6 +164,29 @@ impl Edges {
     /// The bytes of the disk between the edges, which are written as they come.
     pub(super) fn body(&self) -> Range<u64> {
         self.head.len() as u64..self.tail_at
+    }
+
+    /// Whether something within a range of the image is held back, or changed on this disk.
+    pub(super) fn touch(&self, range: Range<u64>) -> bool {
+        let backup = self.table.as_ref().map(|moved| &moved.backup);
+        let meets_backup =
+            backup.is_some_and(|backup| backup.start < range.end && range.start < backup.end);
+        let body = self.body();
+        range.start < body.start || range.end > body.end || meets_backup
+    }
+
+    /// Whether the disk has both edges as they shall be.
+    pub(super) fn stand_on(&self, device: &Device<'_>) -> bool {
+        let tail = !self.has_tail || device.holds(&self.tail, self.tail_at);
+        tail && device.holds(&self.head, 0)
+    }
+
+    /// From where on the end of a disk is cleared before an image of so many bytes is written: all
+    /// of the last MiB but what the image itself has there.
+    pub(super) fn clear_from(&self, device: &Device<'_>, image_bytes: u64) -> u64 {
+        let image_end = image_bytes.next_multiple_of(device.sector());
+        let edge = device.bytes() - EDGE.min(device.bytes());
+        edge.max(image_end.min(self.tail_at))
     }
 
     /// Takes what belongs to the disk's end out of a part of the image that begins at `start`, and

@@ -12,8 +12,17 @@
 //! same for all of them.
 
 mod edges;
+mod packed;
 mod plain;
+mod read_back;
 mod refusal;
+
+#[cfg(test)]
+#[path = "fault_tests.rs"]
+mod faults;
+#[cfg(test)]
+#[path = "fixture_tests.rs"]
+mod fixture;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -29,12 +38,20 @@ use crate::stream::terms::Terms;
 use edges::Edges;
 use refusal::format_problem;
 
-/// Writes an image to a disk that somebody has chosen. `room` is what has to stay free for the
-/// config drive: nothing where none follows.
+/// What is demanded besides the image itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Demand {
+    /// What has to stay free for the config drive: nothing where none follows.
+    pub(crate) room: u64,
+    /// All of it is read back before the disk becomes bootable.
+    pub(crate) verify: bool,
+}
+
+/// Writes an image to a disk that somebody has chosen.
 pub(crate) fn write(
     image: &ImageRef,
     disk: &Disk,
-    room: u64,
+    demand: Demand,
     terms: &Terms,
     context: &Context<'_>,
 ) -> Result<ImageWritten, Problem> {
@@ -45,10 +62,6 @@ pub(crate) fn write(
             "correct the image's description",
         )
     })?;
-    if image.format != Format::Raw {
-        let what = format!("this agent does not write {:?} images yet", image.format);
-        return Err(format_problem(image, &what));
-    }
     if image.raw_digest.is_some() {
         let what = "this agent does not check a digest of the content yet";
         return Err(format_problem(image, what));
@@ -57,13 +70,20 @@ pub(crate) fn write(
     let target = Target {
         image,
         disk,
-        room,
+        demand,
         device: Device::open(&path, &disk.name, context.kernel)?,
         path,
         context,
         started: Instant::now(),
     };
-    let written = plain::write(target, terms)?;
+    let written = match image.format {
+        Format::Raw => plain::write(target, terms)?,
+        Format::Packed => packed::write(target, terms)?,
+        Format::Qcow2 => {
+            let what = "this agent does not write qcow2 images yet";
+            return Err(format_problem(image, what));
+        }
+    };
     tracing::info!(disk = %written.disk, bytes = written.bytes_image, "image written");
     Ok(written)
 }
@@ -72,8 +92,7 @@ pub(crate) fn write(
 struct Target<'a> {
     image: &'a ImageRef,
     disk: &'a Disk,
-    /// What has to stay free behind the image.
-    room: u64,
+    demand: Demand,
     device: Device<'a>,
     path: PathBuf,
     context: &'a Context<'a>,
@@ -84,7 +103,7 @@ impl Target<'_> {
     /// Looks at the image's first bytes and refuses what cannot end well. `exact` is its size,
     /// where that is known.
     fn edges(&self, first: &[u8], exact: Option<u64>) -> Result<Edges, Problem> {
-        Edges::new(self.image, first, exact, &self.device, self.room)
+        Edges::new(self.image, first, exact, &self.device, self.demand.room)
     }
 
     /// Takes back what may lie at the disk's edges, so that nothing is found at either.

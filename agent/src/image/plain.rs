@@ -3,6 +3,7 @@
 use ferrite_proto::problem::Problem;
 use ferrite_proto::step::ImageWritten;
 
+use super::read_back::ReadBack;
 use super::refusal::{format_problem, shown, too_large};
 use super::{Edges, Target};
 use crate::disk::EDGE;
@@ -31,6 +32,7 @@ pub(super) fn write(target: Target<'_>, terms: &Terms) -> Result<ImageWritten, P
         target: &target,
         edges,
         meter,
+        read_back: target.demand.verify.then(ReadBack::default),
     };
     let filled = writing.fill(stream, first);
     let (copied, fetched) = filled.inspect_err(|_| target.give_up())?;
@@ -65,6 +67,8 @@ struct Writing<'a> {
     target: &'a Target<'a>,
     edges: Edges,
     meter: Meter<'a>,
+    /// What was written, where it shall be read back.
+    read_back: Option<ReadBack>,
 }
 
 impl Writing<'_> {
@@ -74,7 +78,12 @@ impl Writing<'_> {
         self.edges.check_length(self.target.image, copied.image)?;
         self.meter
             .enter("checking", stream.consumed(), stream.total());
-        Ok((copied, stream.finish()?))
+        let fetched = stream.finish()?;
+        if let Some(read_back) = &self.read_back {
+            let cancelled = self.target.context.cancelled;
+            read_back.check(&self.target.device, &mut self.meter, cancelled)?;
+        }
+        Ok((copied, fetched))
     }
 
     /// Writes everything but what [`Edges`] hold back.
@@ -99,6 +108,9 @@ impl Writing<'_> {
             self.edges.hold(&mut piece.buffer[..whole], start);
             let done = writer.position().saturating_sub(start);
             let done = usize::try_from(done).unwrap_or(whole).min(whole);
+            if let Some(read_back) = &mut self.read_back {
+                read_back.remember(&piece.buffer[done..whole], writer.position());
+            }
             writer.push(&piece.buffer[done..whole])?;
             stream.recycle(piece);
             self.meter.tick(stream.consumed(), stream.total());

@@ -52,3 +52,8 @@ pub(super) fn format_problem(image: &ImageRef, what: &str) -> Problem {
         "use a raw disk image, made for this kind of disk; nothing was written",
     )
 }
+
+/// What cannot be.
+pub(super) fn internal(what: &str) -> Problem {
+    Problem::new(Code::Internal, what, "report this, with the host's log")
+}

@@ -6,7 +6,7 @@ use ferrite_proto::problem::Problem;
 use ferrite_proto::step::{Outcome, RootDisk};
 
 use super::{Context, root_disk, write_config_drive};
-use crate::image::write;
+use crate::image::{Demand, write};
 use crate::stream::terms::Terms;
 
 /// Chooses the disk and writes the image to it.
@@ -17,8 +17,11 @@ pub(super) fn run(
     context: &Context<'_>,
 ) -> Result<Outcome, Problem> {
     let disk = root_disk::find(context.root, root)?;
-    let drive = write_config_drive::room(context)?;
-    let written = write(image, &disk, drive, terms, context)?;
+    let demand = Demand {
+        room: write_config_drive::room(context)?,
+        verify: false,
+    };
+    let written = write(image, &disk, demand, terms, context)?;
     Ok(Outcome::ImageWritten(written))
 }
 

@@ -148,7 +148,16 @@ impl Machine {
             progress: &|_| {},
             cancelled: &self.cancelled,
         };
-        write(image, &disk, room, &terms, &context)
+        write(
+            image,
+            &disk,
+            Demand {
+                room,
+                verify: false,
+            },
+            &terms,
+            &context,
+        )
     }
 
     fn disk(&self) -> Vec<u8> {
@@ -218,7 +227,14 @@ fn nothing_is_fetched_from_the_own_machine_and_nothing_written() {
     let named = server.url().replace("127.0.0.1", "localhost");
     for url in [server.url(), named] {
         let described = describe(url, sha256(&image));
-        let refused = write(&described, &disk, 0, &Terms::default(), &context).unwrap_err();
+        let refused = write(
+            &described,
+            &disk,
+            Demand::default(),
+            &Terms::default(),
+            &context,
+        )
+        .unwrap_err();
         assert_eq!(refused.code, Code::ImageInvalid, "{refused}");
         assert!(machine.is_untouched());
     }
@@ -614,7 +630,7 @@ fn a_real_block_device_is_written_with_either_sector() {
             cancelled: &AtomicBool::new(false),
         };
         let described = describe(server.url(), sha256(&image));
-        let written = write(&described, &disk, 0, &here(), &context).unwrap();
+        let written = write(&described, &disk, Demand::default(), &here(), &context).unwrap();
         assert!(written.bytes_zeroed >= 4 * MIB);
         let on_disk = std::fs::read(&file).unwrap();
         assert!(on_disk[1 << 20..at] == image[1 << 20..at]);

@@ -43,6 +43,15 @@ impl<'a> Meter<'a> {
         }
     }
 
+    /// Both: tells at once when something else begins.
+    pub(crate) fn during(&mut self, phase: &'static str, bytes: u64, total: Option<u64>) {
+        if phase == self.phase {
+            self.tick(bytes, total);
+        } else {
+            self.enter(phase, bytes, total);
+        }
+    }
+
     /// Tells at once that something else begins.
     pub(crate) fn enter(&mut self, phase: &'static str, bytes: u64, total: Option<u64>) {
         self.phase = phase;

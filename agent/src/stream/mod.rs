@@ -15,7 +15,7 @@ pub(crate) mod meter;
 mod reach;
 pub(crate) mod source;
 pub(crate) mod terms;
-mod verify;
+pub(crate) mod verify;
 pub(crate) mod write;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -39,7 +39,7 @@ const CHUNK: usize = 1 << 20;
 const PIECES: usize = 6;
 pub(crate) const PIECE: usize = 2 << 20;
 /// How often a waiting thread looks whether it shall stop.
-const GLANCE: Duration = Duration::from_millis(100);
+pub(crate) const GLANCE: Duration = Duration::from_millis(100);
 
 /// What the stages know of each other.
 #[derive(Debug, Default)]

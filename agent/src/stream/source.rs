@@ -208,7 +208,6 @@ impl Source {
     }
 
     /// Bytes that have come so far, those that came twice twice.
-    #[cfg_attr(not(test), expect(dead_code, reason = "of those who read in ranges"))]
     pub(crate) fn moved(&self) -> u64 {
         self.0.moved.load(Ordering::Relaxed)
     }
@@ -224,7 +223,6 @@ impl Source {
     }
 
     /// Before ranges are read: learns the file's length, and gives its first bytes.
-    #[cfg_attr(not(test), expect(dead_code, reason = "of those who read in ranges"))]
     pub(crate) fn greet(&self) -> Result<Vec<u8>, FetchError> {
         let mut reader = self.range(0..self.total().unwrap_or(GREETING).min(GREETING));
         let mut first = Vec::new();

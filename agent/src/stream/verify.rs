@@ -11,6 +11,17 @@ use sha2::{Sha256, Sha512};
 
 use super::{CHUNKS, Chunk, spawn};
 
+/// The digest of bytes that are all there.
+pub(crate) fn digest_of(algorithm: Algorithm, bytes: &[u8]) -> Option<Digest> {
+    use sha2::Digest as _;
+    let found = match algorithm {
+        Algorithm::Sha256 => Sha256::digest(bytes).to_vec(),
+        Algorithm::Sha512 => Sha512::digest(bytes).to_vec(),
+        Algorithm::Blake3 => blake3::hash(bytes).as_bytes().to_vec(),
+    };
+    Digest::new(algorithm, found).ok()
+}
+
 /// Adds an outlet that computes a digest of all that comes out of it.
 pub(super) fn start(
     algorithm: Algorithm,

@@ -68,10 +68,17 @@ impl<'d, 'k> Writer<'d, 'k> {
         Ok(())
     }
 
-    /// After the last byte.
-    pub(crate) fn end(mut self) -> Result<(u64, u64), DiskError> {
+    /// After the last byte: how many were sent, and how many zeros told. All is durable.
+    pub(crate) fn end(self) -> Result<(u64, u64), DiskError> {
+        let disk = self.disk;
+        let told = self.settled()?;
+        disk.flush()?;
+        Ok(told)
+    }
+
+    /// The same, but it may not be durable yet.
+    pub(crate) fn settled(mut self) -> Result<(u64, u64), DiskError> {
         self.settle()?;
-        self.disk.flush()?;
         Ok((self.written, self.zeroed))
     }
 

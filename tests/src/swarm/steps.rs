@@ -126,6 +126,7 @@ async fn write_image(
         bytes_image: pace.image_bytes,
         bytes_written: pace.image_bytes / 2,
         bytes_zeroed: pace.image_bytes / 2,
+        bytes_skipped: 0,
         digest: image.digest.as_ref().map(ToString::to_string),
         seconds: started.elapsed().as_secs_f64(),
         agent_peak_bytes: 32 << 20,
