@@ -20,7 +20,7 @@ AS_ROOT := $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)")
 # The whole workspace each time: with fewer crates, cargo would build their dependencies anew.
 E2E := $(AS_ROOT) $(CARGO) test --workspace --test e2e
 
-.PHONY: lifecycle openapi schemathesis demo test test-all unit simulate bench-deploy bench-conductor failover kills lint deps build agent boot os sudo clean help
+.PHONY: lifecycle openapi schemathesis fuzz demo test test-all unit simulate bench-deploy bench-conductor failover kills lint deps build agent boot os sudo clean help
 
 help:
 	@echo "make demo       one virtual host, from powered off to a running OS (KEEP=1 leaves the lab up)"
@@ -58,7 +58,7 @@ kills:
 unit:
 	$(CARGO) build --workspace --bins
 	$(AS_ROOT) $(CARGO) test --workspace --lib --bins --test tidy --test lab \
-		--test swarm --test replicas --test kills --test faults --test hostile --test cli \
+		--test swarm --test replicas --test kills --test faults --test hostile --test fuzz --test cli \
 		--test packaging --test backup
 
 # A whole conductor in a simulated world: SEEDS=100000 runs so many, SEED=7 replays one.
@@ -94,6 +94,12 @@ $(SCHEMATHESIS)/$(SCHEMATHESIS_VERSION):
 	python3 -m venv $(SCHEMATHESIS)
 	$(SCHEMATHESIS)/bin/pip install --quiet --disable-pip-version-check schemathesis==$(@F)
 	touch $@
+
+# A parser of images, given what nobody would write: TARGET as in tests/fuzz/Cargo.toml. With nightly
+# Rust; what is found lies in tests/fuzz/artifacts, and its cause belongs into the corpus.
+fuzz:
+	cargo +nightly fuzz run --fuzz-dir tests/fuzz $(or $(TARGET),qcow2) $(TARGET)/fuzz-corpus/$(or $(TARGET),qcow2) \
+		tests/fuzz/corpus/$(or $(TARGET),qcow2) -- -max_total_time=$(or $(SECONDS),300)
 
 lint:
 	@$(CARGO) clippy --version >/dev/null 2>&1 && $(CARGO) fmt --version >/dev/null 2>&1 \

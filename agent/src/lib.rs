@@ -32,6 +32,11 @@ pub mod protocol {
     pub use crate::tls::pinned;
 }
 
+/// What must hold of the parsers of partition tables, whatever the bytes; for the fuzz targets.
+pub mod parsers {
+    pub use crate::disk::any::{gpt, mbr};
+}
+
 /// Ferrite's agent. As PID 1 it is the ramdisk's init; at a shell it inspects and writes disks.
 #[derive(Debug, Parser)]
 #[command(name = "ferrite-agent", version, arg_required_else_help = true)]

@@ -20,6 +20,7 @@ pub mod lab;
 pub mod machine;
 pub mod net;
 pub mod odd_image;
+pub mod parsers;
 pub mod postgres;
 mod qmp;
 pub mod schemathesis;

@@ -5,6 +5,7 @@
 //! business of `gpt` and `mbr`.
 
 pub(crate) mod aligned;
+pub(crate) mod any;
 pub(crate) mod gpt;
 pub(crate) mod mbr;
 
