@@ -14,6 +14,7 @@
 mod edges;
 mod packed;
 mod plain;
+mod qcow2;
 mod read_back;
 mod refusal;
 
@@ -23,6 +24,9 @@ mod faults;
 #[cfg(test)]
 #[path = "fixture_tests.rs"]
 mod fixture;
+#[cfg(test)]
+#[path = "qcow2_tests.rs"]
+mod qcow2_tests;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -79,10 +83,7 @@ pub(crate) fn write(
     let written = match image.format {
         Format::Raw => plain::write(target, terms)?,
         Format::Packed => packed::write(target, terms)?,
-        Format::Qcow2 => {
-            let what = "this agent does not write qcow2 images yet";
-            return Err(format_problem(image, what));
-        }
+        Format::Qcow2 => qcow2::write(target, terms)?,
     };
     tracing::info!(disk = %written.disk, bytes = written.bytes_image, "image written");
     Ok(written)

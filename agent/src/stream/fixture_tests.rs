@@ -19,6 +19,8 @@ pub(crate) struct Served {
     drip: Option<usize>,
     /// Whether parts are given.
     ranges: bool,
+    /// What is sent when the whole is asked for, not a part.
+    then: Option<Vec<u8>>,
     /// Further lines of the answer's head.
     head: String,
 }
@@ -33,6 +35,7 @@ impl Served {
             stall: None,
             drip: None,
             ranges: true,
+            then: None,
             head: String::new(),
         }
     }
@@ -72,6 +75,14 @@ impl Served {
         }
     }
 
+    /// Another file for who asks for the whole of it than for who asks for parts.
+    pub(crate) fn then_whole(self, body: &[u8]) -> Self {
+        Self {
+            then: Some(body.to_vec()),
+            ..self
+        }
+    }
+
     /// So many bytes ten times a second.
     pub(crate) fn dripping(self, bytes: usize) -> Self {
         Self {
@@ -93,7 +104,8 @@ impl Served {
         let start = start.and_then(|text| text.parse().ok()).unwrap_or(0);
         let end: Option<usize> = end.and_then(|text| text.parse().ok());
         let end = end.map_or(total, |last| total.min(last + 1));
-        let body = &self.body[start.min(end)..end];
+        let whole = self.then.as_ref().filter(|_| asked.is_none());
+        let body = whole.map_or(&self.body[start.min(end)..end], Vec::as_slice);
         let status = if asked.is_none() { self.status } else { 206 };
         write!(
             connection,

@@ -114,8 +114,18 @@ pub(crate) struct ImageStream {
 impl ImageStream {
     /// Starts to fetch. Nothing has to be there yet: the first [`Self::next`] tells.
     pub(crate) fn start(image: &ImageRef, terms: &Terms) -> Result<Self, Problem> {
-        let state = Arc::new(State::default());
-        let source = Source::new(image, terms, Stop::clone(&state.stop))?;
+        let stop = Stop::default();
+        let source = Source::new(image, terms, Stop::clone(&stop))?;
+        Self::over(image, source, stop)
+    }
+
+    /// Starts to fetch what has been read in parts before: all of it, and the same file. `stop`
+    /// ends the source.
+    pub(crate) fn over(image: &ImageRef, source: Source, stop: Stop) -> Result<Self, Problem> {
+        let state = Arc::new(State {
+            stop,
+            ..State::default()
+        });
         let (to_decompress, compressed) = mpsc::sync_channel(CHUNKS);
         let (to_write, pieces) = mpsc::sync_channel(PIECES);
         let (spare, spares) = mpsc::channel();

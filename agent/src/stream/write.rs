@@ -16,7 +16,7 @@ const LONGEST: u64 = 1 << 30;
 /// Without direct writes, how much may wait in the page cache.
 const UNFLUSHED: u64 = 128 << 20;
 
-/// Writes consecutive bytes.
+/// Writes consecutive bytes, and goes on elsewhere when told to.
 pub(crate) struct Writer<'d, 'k> {
     disk: &'d Device<'k>,
     /// Where the next byte goes.
@@ -47,6 +47,25 @@ impl<'d, 'k> Writer<'d, 'k> {
         self.position
     }
 
+    /// Goes on elsewhere on the disk.
+    pub(crate) fn jump(&mut self, position: u64) -> Result<(), DiskError> {
+        if position != self.position {
+            self.settle()?;
+            self.position = position;
+        }
+        Ok(())
+    }
+
+    /// Takes so many zeros.
+    pub(crate) fn push_zeros(&mut self, length: u64) -> Result<(), DiskError> {
+        self.pending += length;
+        self.position += length;
+        if self.pending >= LONGEST {
+            self.settle()?;
+        }
+        Ok(())
+    }
+
     /// Takes the next bytes.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), DiskError> {
         let mut rest = bytes;
@@ -54,11 +73,7 @@ impl<'d, 'k> Writer<'d, 'k> {
             let (zero, run) = first_run(rest);
             let (now, later) = rest.split_at(run);
             if zero {
-                self.pending += now.len() as u64;
-                self.position += now.len() as u64;
-                if self.pending >= LONGEST {
-                    self.settle()?;
-                }
+                self.push_zeros(now.len() as u64)?;
             } else {
                 self.settle()?;
                 self.send(now)?;

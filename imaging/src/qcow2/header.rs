@@ -6,6 +6,8 @@ use crate::ReadAt;
 /// Bytes of the header of version 2, and the least of version 3.
 const V2: usize = 72;
 const V3: usize = 104;
+/// All of a header that is understood lies in so many bytes; the rest of it only names things.
+pub const KNOWN: usize = 112;
 /// So much of the file is looked at: the header with all extensions that are known.
 const LOOK: u64 = 4096;
 /// Smallest and largest cluster, as powers of two: 512 bytes and 2 MiB.

@@ -68,17 +68,22 @@ impl Made {
         for (index, bytes) in clusters.iter().enumerate() {
             let mut whole = bytes.to_vec();
             whole.resize(cluster, 0);
+            let packed = self.pack(&whole);
             let entry = match how(index, bytes) {
                 Stored::Hole => 0,
                 Stored::Zero => 1,
                 Stored::SetAside => append(&mut file, &vec![0xee; cluster], cluster) | 1,
+                // As QEMU does: what does not become smaller stays as it is.
+                Stored::Packed if packed.len() >= cluster => {
+                    append(&mut file, &whole, cluster) | 1 << 63
+                }
                 Stored::Plain => append(&mut file, &whole, cluster) | 1 << 63,
                 Stored::Packed => {
                     if packing != file.len() {
                         file.resize(file.len().next_multiple_of(cluster), 0);
                     }
                     let at = file.len() as u64;
-                    file.extend(self.pack(&whole));
+                    file.extend(&packed);
                     packing = file.len();
                     let more = (file.len() as u64 - 1) / 512 - at / 512;
                     at | more << (62 - (self.cluster_bits - 8)) | 1 << 62

@@ -15,6 +15,7 @@ mod map;
 use std::io;
 
 pub use content::Content;
+pub use header::KNOWN as HEADER;
 pub use inflate::Inflater;
 pub use map::{Held, Map, Run};
 
