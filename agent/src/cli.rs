@@ -122,6 +122,7 @@ pub(crate) fn write_image(args: WriteImageArgs) -> anyhow::Result<()> {
         url: source(&args.source)?,
         digest: args.digest,
         raw_digest: None,
+        signed_by: None,
         format: args.format,
         compression: args.compression,
         allow_unverified: args.allow_unverified,

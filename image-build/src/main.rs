@@ -1,4 +1,5 @@
-//! `ferrite-image`: builds what hosts boot. This file is the command line and nothing else.
+//! `ferrite-image`: builds what hosts boot, and packs what they are given. This file is the command
+//! line and nothing else.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -6,20 +7,26 @@ use std::str::FromStr as _;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use ferrite_imaging::packed::{self, PublicKey};
+use ferrite_proto::digest::Digest;
 use ferrite_proto::size::ByteSize;
 
 mod artifacts;
 mod command;
 mod esp;
 mod firmware;
+mod info;
 mod initramfs;
 mod iso;
 mod kernel;
 mod modules;
 mod os;
+mod pack;
 mod profile;
 mod ramdisk;
 mod rescue;
+mod sign;
+mod source;
 mod uki;
 
 #[derive(Debug, Parser)]
@@ -43,6 +50,11 @@ enum Command {
     Iso(IsoArgs),
     /// Build the small Debian image that the demo and the tests deploy (needs root)
     Os(OsArgs),
+    /// Pack a disk image, so that hosts fetch it in parts, check each, and write it on all cores;
+    /// `zstd -d` still gives the image
+    Pack(PackArgs),
+    /// Say what an image file is, and what to give as its digest
+    Info(InfoArgs),
 }
 
 #[derive(Debug, Args)]
@@ -111,6 +123,41 @@ struct OsArgs {
     compress: Vec<os::Compression>,
 }
 
+#[derive(Debug, Args)]
+struct PackArgs {
+    /// The image: raw, or raw compressed with gzip, zstd, xz, bzip2 or lz4 (told by its content)
+    image: PathBuf,
+    /// The packed image; by custom its name ends in .zst
+    out: PathBuf,
+    /// What the image holds once decompressed
+    #[arg(long, value_enum, default_value_t)]
+    format: source::Format,
+    /// What the image's file must be: sha256:…, sha512:… or blake3:…
+    #[arg(long)]
+    digest: Option<Digest>,
+    /// How hard to compress: 1 is fast, 19 is small
+    #[arg(long, default_value_t = packed::LEVEL, value_parser = level())]
+    level: i32,
+    /// How many threads compress; one for each processor unless said
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: Option<u16>,
+    /// Sign the index with this key: of `openssl genpkey -algorithm ed25519` or `minisign -G -W`
+    #[arg(long, value_name = "KEYFILE")]
+    sign: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct InfoArgs {
+    /// The image
+    image: PathBuf,
+    /// Read all of a packed image and check each chunk
+    #[arg(long)]
+    verify: bool,
+    /// Check that this key signed it: minisign's public key, the line that begins with RW
+    #[arg(long, value_name = "KEY")]
+    public_key: Option<PublicKey>,
+}
+
 fn main() -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
@@ -125,6 +172,11 @@ fn main() -> Result<()> {
         Command::Uki(args) => uki_file(args)?,
         Command::Iso(args) => iso_file(args)?,
         Command::Os(args) => os_image(args)?,
+        Command::Pack(args) => return pack_image(args, cli.json),
+        Command::Info(args) => {
+            let info = info::info(&args.image, args.verify, args.public_key.as_ref())?;
+            return print(&info, cli.json);
+        }
     };
     if cli.json {
         writeln!(std::io::stdout().lock(), "{summary}").context("writing the summary")?;
@@ -240,4 +292,40 @@ fn os_image(args: &OsArgs) -> Result<serde_json::Value> {
     })?;
     tracing::info!(image = ?info.image, variants = ?info.variants, "image built");
     serde_json::to_value(&info).context("summarising")
+}
+
+fn level() -> clap::builder::RangedI64ValueParser<i32> {
+    clap::value_parser!(i32).range(1..=19)
+}
+
+fn pack_image(args: &PackArgs, json: bool) -> Result<()> {
+    let key = args.sign.as_deref().map(sign::SigningKey::read);
+    let key = key.transpose()?;
+    pack::pack(&pack::Request {
+        source: source::Source {
+            path: &args.image,
+            format: args.format,
+            digest: args.digest.as_ref(),
+        },
+        out: &args.out,
+        level: args.level,
+        threads: args.threads.map_or_else(info::threads, usize::from),
+        key: key.as_ref(),
+    })?;
+    // What is said is what a reader finds.
+    let info = info::info(&args.out, false, None)?;
+    print(&info, json)?;
+    if let Some(key) = &key {
+        tracing::info!(public_key = key.public(), "signed");
+    }
+    Ok(())
+}
+
+fn print(info: &info::Info, json: bool) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        serde_json::to_writer(&mut out, info)?;
+        return writeln!(out).context("writing the summary");
+    }
+    writeln!(out, "{info}").context("writing the summary")
 }

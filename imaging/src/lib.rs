@@ -5,10 +5,12 @@
 //! callers bring the bytes ([`ReadAt`], [`std::io::Read`]) and take them away.
 
 pub mod decompress;
+mod digest;
 pub mod packed;
 pub mod qcow2;
 mod read_at;
 mod zero;
 
+pub use digest::{Digested, Hasher};
 pub use read_at::ReadAt;
 pub use zero::is_zero;

@@ -21,6 +21,10 @@ pub struct ImageRef {
     /// Digest of the disk's bytes that the file holds, besides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw_digest: Option<Digest>,
+    /// Who vouches for a packed image instead of, or besides, a digest: minisign's public key, the
+    /// line that begins with `RW`. The signature is in the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed_by: Option<String>,
     /// What the file holds once decompressed.
     #[serde(default)]
     pub format: Format,
@@ -108,6 +112,9 @@ pub enum InvalidImage {
         /// Why.
         why: Refused,
     },
+    /// Other files have no signature in them.
+    #[error("signed_by is for images of format packed; for others give a digest")]
+    NotSigned,
     /// Nothing vouches for the bytes.
     #[error(
         "image {0:?} has no digest: give sha256:…, sha512:… or blake3:…, or allow it unverified"
@@ -128,7 +135,10 @@ impl ImageRef {
 
     /// Checks that something vouches for the bytes, or that nothing has to.
     pub fn check_vouched(&self) -> Result<(), InvalidImage> {
-        if self.digest.is_none() && !self.allow_unverified {
+        if self.signed_by.is_some() && self.format != Format::Packed {
+            return Err(InvalidImage::NotSigned);
+        }
+        if self.digest.is_none() && self.signed_by.is_none() && !self.allow_unverified {
             return Err(InvalidImage::NoDigest(self.shown()));
         }
         Ok(())
@@ -252,6 +262,7 @@ mod tests {
             url: url.into(),
             digest: None,
             raw_digest: None,
+            signed_by: None,
             format: Format::Raw,
             compression: None,
             allow_unverified: true,
@@ -302,6 +313,16 @@ mod tests {
             unvouched.validate(),
             Err(InvalidImage::NoDigest(_))
         ));
+        let signed = ImageRef {
+            signed_by: Some("RW".into()),
+            ..unvouched
+        };
+        assert_eq!(signed.validate(), Err(InvalidImage::NotSigned));
+        let packed = ImageRef {
+            format: Format::Packed,
+            ..signed
+        };
+        assert_eq!(packed.validate(), Ok(()));
     }
 
     /// One a line; each is refused, and would be fetched from by a reader less strict.

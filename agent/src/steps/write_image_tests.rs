@@ -48,6 +48,7 @@ fn describe(url: String, digest: Digest) -> ImageRef {
         url,
         digest: Some(digest),
         raw_digest: None,
+        signed_by: None,
         format: Format::Raw,
         compression: None,
         allow_unverified: false,

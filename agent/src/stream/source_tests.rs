@@ -15,6 +15,7 @@ fn image(url: String) -> ImageRef {
         url,
         digest: None,
         raw_digest: None,
+        signed_by: None,
         format: Format::Raw,
         compression: None,
         allow_unverified: true,

@@ -238,6 +238,7 @@ impl ImageArgs {
             url: url.clone(),
             digest: self.digest.clone(),
             raw_digest: None,
+            signed_by: None,
             format: Format::Raw,
             compression: None,
             allow_unverified: self.allow_unverified,

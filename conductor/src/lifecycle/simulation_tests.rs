@@ -112,6 +112,7 @@ fn image(number: u8) -> ImageRef {
         url: format!("http://images/{number}.raw"),
         digest: None,
         raw_digest: None,
+        signed_by: None,
         format: Format::Raw,
         compression: None,
         allow_unverified: true,

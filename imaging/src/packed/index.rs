@@ -55,9 +55,6 @@ pub enum BadIndex {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// The signature's frame is none.
-    #[error("the packed image's signature is damaged")]
-    Signature,
 }
 
 impl Index {

@@ -20,7 +20,7 @@ const ENTRY: usize = 8;
 pub struct Located {
     /// The index's frame, for [`super::Index::parse`] and for the digest.
     pub index: Range<u64>,
-    /// The signature's frame, for [`super::signature`].
+    /// The signature's frame, for [`super::PublicKey::vouches`].
     pub signature: Option<Range<u64>>,
 }
 

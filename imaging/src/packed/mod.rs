@@ -27,12 +27,16 @@
 
 mod index;
 mod locate;
+mod open;
 mod pack;
+mod signature;
 mod unpack;
 
 pub use index::{BadIndex, Chunk, Index};
 pub use locate::{Located, TAIL_BYTES, locate};
+pub use open::{Opened, Unopened};
 pub use pack::{Chunks, LEVEL, Packed, Packer, Sign, Writer, pack};
+pub use signature::{BadSignature, PublicKey, signature_text};
 pub use unpack::{BadChunk, Unpacker};
 
 /// Bytes of the image in a chunk that we pack.
@@ -68,16 +72,6 @@ fn content(magic: u32, bytes: &[u8]) -> Option<&[u8]> {
     let (header, content) = bytes.split_at_checked(FRAME_HEADER)?;
     let length = u32::try_from(content.len()).ok()?;
     (header[..4] == magic.to_le_bytes() && header[4..] == length.to_le_bytes()).then_some(content)
-}
-
-/// The text of a signature's frame.
-///
-/// # Errors
-/// When that is no such frame.
-pub fn signature(frame: &[u8]) -> Result<&str, BadIndex> {
-    content(SIGNATURE_MAGIC, frame)
-        .and_then(|text| str::from_utf8(text).ok())
-        .ok_or(BadIndex::Signature)
 }
 
 #[cfg(test)]

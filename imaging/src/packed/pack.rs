@@ -31,6 +31,8 @@ pub type Sign<'a> = dyn Fn(&[u8]) -> io::Result<String> + 'a;
 /// Compresses chunks, one after the other. Each thread has its own.
 pub struct Packer {
     zstd: zstd::bulk::Compressor<'static>,
+    /// The last chunk of zeros and its length: most are as long, and images have many.
+    zeros: Option<(usize, Vec<u8>, Chunk)>,
 }
 
 impl std::fmt::Debug for Packer {
@@ -46,7 +48,8 @@ impl Packer {
     /// For want of memory.
     pub fn new(level: i32) -> io::Result<Self> {
         let zstd = zstd::bulk::Compressor::new(level)?;
-        Ok(Self { zstd })
+        let zeros = None;
+        Ok(Self { zstd, zeros })
     }
 
     /// Compresses a chunk; its place in the file is not known yet.
@@ -54,14 +57,24 @@ impl Packer {
     /// # Errors
     /// When zstd has one.
     pub fn pack(&mut self, raw: &[u8]) -> io::Result<(Vec<u8>, Chunk)> {
+        let zero = is_zero(raw);
+        if let Some((length, frame, chunk)) = &self.zeros
+            && zero
+            && *length == raw.len()
+        {
+            return Ok((frame.clone(), *chunk));
+        }
         let frame = self.zstd.compress(raw)?;
         let packed = u32::try_from(frame.len()).map_err(io::Error::other)?;
         let chunk = Chunk {
             offset: 0,
             packed,
             digest: blake3::hash(raw).into(),
-            zero: is_zero(raw),
+            zero,
         };
+        if zero {
+            self.zeros = Some((raw.len(), frame.clone(), chunk));
+        }
         Ok((frame, chunk))
     }
 }

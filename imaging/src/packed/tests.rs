@@ -94,7 +94,7 @@ fn a_signature_lies_behind_the_index() {
     let sign = |frame: &[u8]| Ok(format!("signed {}", frame.len()));
     let (file, done) = packed(&image, Some(&sign));
     let located = locate(tail(&file), file.len() as u64).unwrap();
-    let text = signature(part(&file, &located.signature.unwrap())).unwrap();
+    let text = signature_text(part(&file, &located.signature.unwrap())).unwrap();
     assert_eq!(text, format!("signed {}", done.frame.len()));
     assert_eq!(read(&file, &done.frame).unwrap(), image);
     assert_eq!(zstd::stream::decode_all(&file[..]).unwrap(), image);
@@ -206,7 +206,7 @@ proptest! {
     fn any_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..400), size: u64) {
         let _ = locate(&bytes, size);
         let _ = Index::parse(&bytes);
-        let _ = signature(&bytes);
+        let _ = signature_text(&bytes);
     }
 
     /// Damage behind the magics, which plain noise never passes.
