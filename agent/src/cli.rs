@@ -43,11 +43,15 @@ pub(crate) struct WriteImageArgs {
     /// The disk, such as /dev/sdb, or a plain file that is large enough.
     #[arg(long, value_name = "DEVICE")]
     disk: PathBuf,
-    /// Digest of the file as published: sha256:…, sha512:… or blake3:….
-    #[arg(long, required_unless_present = "allow_unverified")]
+    /// Digest of the file as published: sha256:…, sha512:… or blake3:…. Of a packed image, what
+    /// `ferrite-image info` prints.
+    #[arg(long, required_unless_present_any = ["allow_unverified", "signed_by"])]
     digest: Option<Digest>,
+    /// Who must have signed a packed image: minisign's public key, the line that begins with RW.
+    #[arg(long, value_name = "KEY")]
+    signed_by: Option<String>,
     /// Write without a digest: nothing vouches for the bytes.
-    #[arg(long, conflicts_with = "digest")]
+    #[arg(long, conflicts_with_all = ["digest", "signed_by"])]
     allow_unverified: bool,
     /// What the file holds once decompressed: the disk's bytes, qcow2, or what `ferrite-image
     /// pack` writes.
@@ -122,7 +126,7 @@ pub(crate) fn write_image(args: WriteImageArgs) -> anyhow::Result<()> {
         url: source(&args.source)?,
         digest: args.digest,
         raw_digest: None,
-        signed_by: None,
+        signed_by: args.signed_by,
         format: args.format,
         compression: args.compression,
         allow_unverified: args.allow_unverified,

@@ -80,6 +80,7 @@ pub(crate) fn raw_ref(url: String, file: &[u8]) -> ImageRef {
         url,
         digest: Some(sha256(file)),
         raw_digest: None,
+        signed_by: None,
         format: Format::Raw,
         compression: None,
         allow_unverified: false,

@@ -167,6 +167,71 @@ fn what_cannot_end_well_is_refused_before_the_first_write() {
     );
 }
 
+/// An image signed by the key whose bytes are all `seed`, and that key's public half.
+fn signed(image: &[u8], seed: u8) -> (Vec<u8>, String) {
+    use base64::engine::{Engine as _, general_purpose::STANDARD as BASE64};
+    use ferrite_imaging::packed::{Chunks, Packer, Writer};
+    use ring::signature::{Ed25519KeyPair, KeyPair as _};
+
+    let pair = Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap();
+    let written = |bytes: &[u8]| BASE64.encode([b"Ed12345678", bytes].concat());
+    let sign = |frame: &[u8]| {
+        let signature = pair.sign(frame);
+        let whole = pair.sign(&[signature.as_ref(), b"test"].concat());
+        let (head, whole) = (written(signature.as_ref()), BASE64.encode(whole));
+        Ok(format!(
+            "untrusted comment: \n{head}\ntrusted comment: test\n{whole}\n"
+        ))
+    };
+    let mut writer = Writer::new(Vec::new());
+    let (mut chunks, mut raw) = (Chunks::new(image), Vec::new());
+    let mut packer = Packer::new(1).unwrap();
+    while chunks.next(&mut raw).unwrap() {
+        let (frame, chunk) = packer.pack(&raw).unwrap();
+        writer.push(raw.len(), &frame, chunk).unwrap();
+    }
+    let (file, _) = writer.finish(Some(&sign)).unwrap();
+    (file, written(pair.public_key().as_ref()))
+}
+
+#[test]
+fn a_signature_vouches_in_place_of_a_digest_and_only_its_own_key() {
+    let image = image(16, 1);
+    let (unsigned, packed) = pack(&image);
+    let (file, key) = signed(&image, 1);
+    let (other, _) = signed(&image, 2);
+    let write = |file: &[u8], key: &str| {
+        let server = Server::start(vec![Served::whole(file)]);
+        let described = ImageRef {
+            digest: None,
+            signed_by: Some(key.to_owned()),
+            ..packed_ref(server.url(), &packed)
+        };
+        let machine = Machine::new(24 * MIB);
+        let result = machine.write(&described, &NoKernel);
+        (result, machine)
+    };
+    let (result, machine) = write(&file, &key);
+    result.unwrap();
+    assert!(machine.disk() == expected(&image, vec![0xa5; 24 * MIB]));
+    for (file, key, code, words) in [
+        (
+            &other,
+            key.as_str(),
+            Code::ImageDigestMismatch,
+            "not of this key",
+        ),
+        (&unsigned, &key, Code::ImageDigestMismatch, "no signature"),
+        (&file, "RWnonsense", Code::ImageInvalid, "public key"),
+    ] {
+        let (result, machine) = write(file, key);
+        let problem = result.unwrap_err();
+        assert_eq!(problem.code, code, "{problem}");
+        assert!(problem.to_string().contains(words), "{problem}");
+        assert!(machine.is_untouched(), "{problem}");
+    }
+}
+
 #[test]
 fn a_chunk_that_is_not_what_the_index_says_is_named_and_never_boots() {
     let image = image(48, 1);

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ferrite_proto::digest::Digest;
 use ferrite_proto::host::{AutomatedCleaning, BootVia};
+use ferrite_proto::image::Format;
 use ferrite_proto::inventory::BootMode;
 use ferrite_proto::mac::Mac;
 use ferrite_proto::step::BootMethod;
@@ -316,17 +317,46 @@ pub(crate) struct Common {
     pub(crate) insecure_bmc_tls: Option<bool>,
 }
 
+/// What an image's file holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ImageFormat {
+    /// The bytes of the disk, compressed or not.
+    #[default]
+    Raw,
+    /// QEMU's disk image.
+    Qcow2,
+    /// What `ferrite-image pack` writes.
+    Packed,
+}
+
+impl From<ImageFormat> for Format {
+    fn from(format: ImageFormat) -> Self {
+        match format {
+            ImageFormat::Raw => Self::Raw,
+            ImageFormat::Qcow2 => Self::Qcow2,
+            ImageFormat::Packed => Self::Packed,
+        }
+    }
+}
+
 /// An image.
 #[derive(Debug, Args)]
 pub(crate) struct ImageArgs {
     /// Where the host fetches the image.
     #[arg(long, value_name = "URL")]
     pub(crate) image: Option<String>,
-    /// Digest of the file as fetched: `sha256:…`, `sha512:…` or `blake3:…`.
+    /// Digest of the file as fetched: `sha256:…`, `sha512:…` or `blake3:…`. Of a packed image,
+    /// what `ferrite-image info` prints.
     #[arg(long, requires = "image")]
     pub(crate) digest: Option<Digest>,
+    /// What the file holds once decompressed.
+    #[arg(long, requires = "image", value_enum, default_value_t)]
+    pub(crate) image_format: ImageFormat,
+    /// Who must have signed a packed image: minisign's public key, the line that begins with RW.
+    #[arg(long, requires = "image", value_name = "KEY")]
+    pub(crate) signed_by: Option<String>,
     /// Write it although nothing vouches for it.
-    #[arg(long, requires = "image", conflicts_with = "digest")]
+    #[arg(long, requires = "image", conflicts_with_all = ["digest", "signed_by"])]
     pub(crate) allow_unverified: bool,
 }
 

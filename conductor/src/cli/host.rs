@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use ferrite_proto::api::{EventList, Explanation, HostList, Provision as ProvisionHost, Timeline};
 use ferrite_proto::hints::RootDeviceHints;
 use ferrite_proto::host::{BmcSpec, Host, HostManifest, HostSecrets, HostSpec};
-use ferrite_proto::image::{Format, ImageRef};
+use ferrite_proto::image::ImageRef;
 use ferrite_proto::inventory::Inventory;
 use ferrite_proto::merge;
 use ferrite_proto::secret::Secret;
@@ -238,8 +238,8 @@ impl ImageArgs {
             url: url.clone(),
             digest: self.digest.clone(),
             raw_digest: None,
-            signed_by: None,
-            format: Format::Raw,
+            signed_by: self.signed_by.clone(),
+            format: self.image_format.into(),
             compression: None,
             allow_unverified: self.allow_unverified,
         };

@@ -8,6 +8,7 @@
 
 mod deeds;
 mod open;
+mod signed;
 mod tally;
 mod work;
 

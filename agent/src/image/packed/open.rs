@@ -9,6 +9,7 @@ use ferrite_proto::digest::Digest;
 use ferrite_proto::image::ImageRef;
 use ferrite_proto::problem::{Code, Problem};
 
+use super::signed;
 use super::tally::{Phase, Tally, add};
 use super::work::{fill, unpack};
 use super::{Begun, Target, internal, refusal};
@@ -105,8 +106,10 @@ fn fetch_index(image: &ImageRef, source: &Source) -> Result<Index, Problem> {
         .ok_or_else(|| bad(image, "its server does not say how long it is"))?;
     let tail_at = total.saturating_sub(TAIL_BYTES as u64);
     let tail = bytes_of(source, tail_at..total)?;
-    let Located { index: range, .. } =
-        locate(&tail, total).map_err(|error| not_packed(image, error))?;
+    let Located {
+        index: range,
+        signature,
+    } = locate(&tail, total).map_err(|error| not_packed(image, error))?;
     let frame = if range.start >= tail_at {
         let at = |byte: u64| usize::try_from(byte - tail_at).unwrap_or(usize::MAX);
         tail.get(at(range.start)..at(range.end))
@@ -116,6 +119,7 @@ fn fetch_index(image: &ImageRef, source: &Source) -> Result<Index, Problem> {
         bytes_of(source, range.clone())?
     };
     check_digest(image, &frame)?;
+    signed::check(image, source, &frame, signature)?;
     let index = Index::parse(&frame).map_err(|error| not_packed(image, error))?;
     if index.packed_bytes() != range.start {
         return Err(bad(image, "its chunks do not end where its index begins"));
@@ -123,7 +127,7 @@ fn fetch_index(image: &ImageRef, source: &Source) -> Result<Index, Problem> {
     Ok(index)
 }
 
-fn bytes_of(source: &Source, range: Range<u64>) -> Result<Vec<u8>, Problem> {
+pub(super) fn bytes_of(source: &Source, range: Range<u64>) -> Result<Vec<u8>, Problem> {
     let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
     let mut bytes = vec![0; length];
     fill(&mut source.range(range), &mut bytes)?;
