@@ -20,7 +20,7 @@ AS_ROOT := $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)")
 # The whole workspace each time: with fewer crates, cargo would build their dependencies anew.
 E2E := $(AS_ROOT) $(CARGO) test --workspace --test e2e
 
-.PHONY: lifecycle openapi schemathesis fuzz demo test test-all unit simulate bench-deploy bench-conductor failover kills lint deps build agent boot os sudo clean help
+.PHONY: lifecycle openapi schemathesis fuzz demo test test-all unit simulate bench-deploy bench-conductor bench-imaging failover kills lint deps build agent boot os sudo clean help
 
 help:
 	@echo "make demo       one virtual host, from powered off to a running OS (KEEP=1 leaves the lab up)"
@@ -28,6 +28,7 @@ help:
 	@echo "make test-all   every case, in parts (PART=name runs one)"
 	@echo "make bench-deploy   deploy a 2.5 GiB image twice and print where the time went"
 	@echo "make bench-conductor   the conductor with 1,000 to 10,000 hosts, and Ironic beside it (QUICK=1: shorter)"
+	@echo "make bench-imaging   images to a disk, by our agent and by what people use today (QUICK=1: one run each)"
 	@echo "make failover   three conductors on PostgreSQL, the busiest killed every 30 s under 200 deployments"
 	@echo "make kills      a conductor killed at each named point of every workflow, and started again"
 	@echo "make simulate   a whole conductor in a simulated world (SEEDS=100000 runs more, SEED=7 replays one)"
@@ -74,6 +75,15 @@ bench-deploy: deps build boot
 bench-conductor:
 	$(CARGO) build --release -p ferrite -p ferrite-tests --bins
 	$(TARGET)/release/ferrite-lab bench-conductor $(if $(QUICK),--quick) $(ARGS)
+
+# Twelve minutes, and a few more the first time. Nothing else should run on the machine meanwhile.
+# qemu-img is there with QEMU; which package has it depends on the Debian.
+BENCH_IMAGING := curl gzip zstd gdisk fdisk openssl bmap-tools parted python3-venv util-linux
+bench-imaging: agent
+	@$(MAKE) --no-print-directory deps PACKAGES="$(BENCH_IMAGING)"
+	@command -v qemu-img >/dev/null || $(MAKE) --no-print-directory deps PACKAGES=qemu-utils
+	$(CARGO) build --workspace --bins
+	$(SUDO) $(TARGET)/debug/ferrite-lab bench-imaging $(if $(QUICK),--quick) $(ARGS)
 
 # docs/lifecycle.md, from the code; a test compares it.
 lifecycle:

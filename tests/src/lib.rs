@@ -7,6 +7,7 @@
 pub mod accel;
 pub mod bench_conductor;
 pub mod bench_deploy;
+pub mod bench_imaging;
 pub mod bmc;
 mod command;
 pub mod conductor;

@@ -57,6 +57,7 @@ enum Task {
     /// Deploy a 2.5 GiB image as raw and in our best form, and print where the time went.
     BenchDeploy,
     BenchConductor(ferrite_tests::bench_conductor::BenchArgs),
+    BenchImaging(ferrite_tests::bench_imaging::BenchArgs),
     /// Play any number of servers in this process, against conductors that run already.
     Swarm(ferrite_tests::swarm::command::SwarmArgs),
     /// Call a conductor in every way that its description allows, and in some that it does not.
@@ -131,6 +132,7 @@ fn perform(cli: &Cli) -> Result<()> {
         Task::Console { host } => console(&status(&dir)?, *host),
         Task::BenchDeploy => ferrite_tests::bench_deploy::run(),
         Task::BenchConductor(bench) => in_runtime(ferrite_tests::bench_conductor::run(bench)),
+        Task::BenchImaging(bench) => ferrite_tests::bench_imaging::run(bench),
         Task::Swarm(swarm) => in_runtime(ferrite_tests::swarm::command::run(swarm)),
         Task::Schemathesis(args) => ferrite_tests::schemathesis::run(args),
         Task::Demo { keep } => ferrite_tests::demo::run(*keep),

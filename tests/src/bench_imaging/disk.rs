@@ -1,0 +1,192 @@
+//! The disk that everybody writes: a loop device over a file in a tmpfs of its own. Its pages are
+//! there before a run begins, as a disk's blocks are: nobody pays for getting them.
+//!
+//! Not for figures: `measure` asks this disk what went to it.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::unistd::{Whence, lseek64};
+
+use crate::command::run;
+
+/// How much is compared at a time.
+const PIECE: usize = 4 << 20;
+const SECTOR: u64 = 512;
+
+/// What lies on the disk when a run begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Before {
+    /// It reads as zeros, as a discarded drive does.
+    Blank,
+    /// Another image.
+    Holds(&'static str),
+}
+
+/// A loop device; gone when dropped.
+#[derive(Debug)]
+pub(super) struct Disk {
+    backing: PathBuf,
+    device: String,
+    bytes: u64,
+}
+
+impl Disk {
+    /// A disk of exactly `bytes` with its backing file in `dir`, which is a [`Ram`].
+    pub(super) fn new(dir: &Path, bytes: u64) -> Result<Self> {
+        let backing = dir.join("disk");
+        File::create(&backing)?.set_len(bytes)?;
+        let path = backing.to_str().context("the path is not UTF-8")?;
+        let device = run(&["losetup", "--find", "--show", "--direct-io=on", path])?;
+        Ok(Self {
+            device: device.trim().to_owned(),
+            backing,
+            bytes,
+        })
+    }
+
+    pub(super) fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// Makes it what it is to be before a run. `raw` is the image that `Before::Holds` names.
+    pub(super) fn prepare(&self, raw: Option<&Path>) -> Result<()> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&self.backing)?;
+        let bytes = i64::try_from(self.bytes)?;
+        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&file, hole, 0, bytes).context("emptying the disk")?;
+        fallocate(&file, FallocateFlags::empty(), 0, bytes).context("allocating the disk")?;
+        if let Some(raw) = raw {
+            copy_data(raw, &file)?;
+        }
+        self.forget()
+    }
+
+    /// Ends what is under way: all of it is in the backing file afterwards.
+    pub(super) fn settle(&self) -> Result<()> {
+        let device = OpenOptions::new().write(true).open(&self.device)?;
+        device.sync_all().context("flushing the disk")
+    }
+
+    /// Drops the pages that the kernel keeps of the device.
+    fn forget(&self) -> Result<()> {
+        run(&["blockdev", "--flushbufs", &self.device]).map(drop)
+    }
+
+    /// Bytes that went to the device since it was made, zeroing by command included.
+    pub(super) fn written(&self) -> Result<u64> {
+        let name = self.device.trim_start_matches("/dev/");
+        let stat = fs::read_to_string(format!("/sys/block/{name}/stat"))?;
+        let sectors = stat.split_whitespace().nth(6);
+        let sectors: u64 = sectors.context("no write figures")?.parse()?;
+        Ok(sectors * SECTOR)
+    }
+
+    /// Fails at the first byte that is not as in `raw`: every byte is looked at, holes too.
+    pub(super) fn check(&self, raw: &Path) -> Result<()> {
+        self.forget()?;
+        let (image, disk) = (File::open(raw)?, File::open(&self.backing)?);
+        let bytes = image.metadata()?.len();
+        if bytes != self.bytes {
+            bail!("the disk has {} bytes, the image {bytes}", self.bytes);
+        }
+        let (mut left, mut right) = (vec![0; PIECE], vec![0; PIECE]);
+        let zeros = vec![0; PIECE];
+        let mut at = 0;
+        while at < bytes {
+            let next_image = next_data(&image, at)?.unwrap_or(bytes);
+            let next_disk = next_data(&disk, at)?.unwrap_or(bytes);
+            at = next_image.min(next_disk);
+            let end = bytes.min((at / PIECE as u64 + 1) * PIECE as u64);
+            let size = usize::try_from(end.saturating_sub(at))?;
+            disk.read_exact_at(&mut right[..size], at)?;
+            let same = if next_image >= end {
+                right[..size] == zeros[..size]
+            } else {
+                image.read_exact_at(&mut left[..size], at)?;
+                right[..size] == left[..size]
+            };
+            if !same {
+                bail!("wrong bytes between {at} and {end} of {}", self.device);
+            }
+            at = end;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Err(error) = run(&["losetup", "--detach", &self.device]) {
+            tracing::warn!("{error:#}");
+        }
+        if let Err(error) = fs::remove_file(&self.backing) {
+            tracing::warn!(%error, "removing the disk's backing file");
+        }
+    }
+}
+
+/// A tmpfs for the disk and for what peers stage; unmounted when dropped.
+#[derive(Debug)]
+pub(super) struct Ram(PathBuf);
+
+impl Ram {
+    pub(super) fn mount(dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir)?;
+        let path = dir.to_str().context("the path is not UTF-8")?;
+        run(&[
+            "mount",
+            "-t",
+            "tmpfs",
+            "-o",
+            "size=90%",
+            "ferrite-bench",
+            path,
+        ])?;
+        Ok(Self(dir.to_owned()))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Ram {
+    fn drop(&mut self) {
+        let path = self.0.to_string_lossy();
+        if let Err(error) = run(&["umount", path.as_ref()]) {
+            tracing::warn!("{error:#}");
+        }
+    }
+}
+
+/// Copies what is not a hole.
+fn copy_data(from: &Path, to: &File) -> Result<()> {
+    let from = File::open(from).with_context(|| format!("opening {}", from.display()))?;
+    let bytes = from.metadata()?.len();
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    while let Some(start) = next_data(&from, at)? {
+        let end = bytes.min((start / PIECE as u64 + 1) * PIECE as u64);
+        let size = usize::try_from(end - start)?;
+        from.read_exact_at(&mut buffer[..size], start)?;
+        to.write_all_at(&buffer[..size], start)?;
+        at = end;
+    }
+    Ok(())
+}
+
+/// Where the next data lie, at or after a byte; `None`: only holes follow.
+fn next_data(file: &File, at: u64) -> Result<Option<u64>> {
+    match lseek64(file, i64::try_from(at)?, Whence::SeekData) {
+        Ok(found) => Ok(Some(u64::try_from(found)?)),
+        Err(nix::errno::Errno::ENXIO) => Ok(None),
+        Err(error) => Err(error).context("looking for data"),
+    }
+}

@@ -1,0 +1,211 @@
+//! The bench's one table, for people: our figures, each peer's below, what was expected and whether
+//! it was met; then what this machine can do at best.
+
+use std::fmt::Write as _;
+use std::io::Write;
+
+use anyhow::Result;
+
+use super::cases::{Case, Expect};
+use super::limit::Rate;
+use super::measure::Figures;
+use super::{Outcome, Report};
+
+const MISSED: &str = "MISSED";
+/// The agent's memory, whatever it writes.
+const RSS_AT_MOST: u64 = 96 << 20;
+
+/// How much of a failure the table shows; all of it was said when it happened.
+const SHOWN: usize = 160;
+
+/// Prints everything.
+pub(super) fn print(report: &Report, cases: &[Case], out: &mut impl Write) -> Result<()> {
+    let cores = report.cores;
+    writeln!(
+        out,
+        "\nimages to a disk, {cores} cores, median of the runs; ratio: theirs / ours"
+    )?;
+    writeln!(
+        out,
+        "{:<30} {:>7} {:>7} {:>9} {:>9} {:>10} {:>10} {:>8}  expected",
+        "", "wall s", "CPU s", "peak MiB", "all MiB", "fetch MiB", "write MiB", "ratio"
+    )?;
+    for case in cases {
+        let Some(ours) = report.outcomes.get(case.ours) else {
+            continue;
+        };
+        writeln!(out, "{}", case.name)?;
+        let mut missed = false;
+        row(out, "ours", ours, &limit(report, case, ours))?;
+        for (name, expect) in case.peers {
+            let Some(theirs) = report.outcomes.get(name) else {
+                continue;
+            };
+            let short = name.split_once(": ").map_or(*name, |(_, short)| short);
+            let verdict = verdict(ours, theirs, *expect, report.changed);
+            missed |= verdict.contains(MISSED);
+            row(out, short, theirs, &verdict)?;
+        }
+        if missed {
+            profile(out, ours)?;
+        }
+    }
+    memory(report, cases, out)?;
+    limits(report, out)
+}
+
+/// How near ours is to what this machine can do.
+fn limit(report: &Report, case: &Case, ours: &Outcome) -> String {
+    let (Some(limit), None) = (case.limit, &ours.failure) else {
+        return String::new();
+    };
+    let figures = median(&ours.runs);
+    let seconds = limit.seconds(&report.rates, figures.fetched, report.cores);
+    let share = 100.0 * seconds / figures.wall.max(1e-9);
+    format!(
+        "  limit {seconds:.2} s ({}): {share:.0} % of that speed",
+        limit.why()
+    )
+}
+
+/// Where the processor time of a row that missed went, by thread.
+fn profile(out: &mut impl Write, ours: &Outcome) -> Result<()> {
+    let figures = median(&ours.runs);
+    let mut threads: Vec<_> = figures.threads.iter().collect();
+    threads.sort_by(|one, other| other.1.total_cmp(one.1));
+    let shown = threads.iter().take(8);
+    let shown: Vec<_> = shown
+        .map(|(name, seconds)| format!("{name} {seconds:.2}"))
+        .collect();
+    Ok(writeln!(out, "    CPU s by thread: {}", shown.join(", "))?)
+}
+
+fn row(out: &mut impl Write, name: &str, outcome: &Outcome, verdict: &str) -> Result<()> {
+    if let Some(failure) = &outcome.failure {
+        let line: String = failure.replace('\n', " ").chars().take(SHOWN).collect();
+        return Ok(writeln!(out, "  {name:<28} FAILED: {line}")?);
+    }
+    let figures = median(&outcome.runs);
+    Ok(writeln!(
+        out,
+        "  {name:<28} {:>7.2} {:>7.2} {:>9} {:>9} {:>10} {:>10} {verdict}",
+        figures.wall,
+        figures.cpu,
+        figures.rss >> 20,
+        figures.rss_sum >> 20,
+        figures.fetched >> 20,
+        figures.written >> 20,
+    )?)
+}
+
+/// Ratio, expectation, and whether it was met.
+#[expect(clippy::cast_precision_loss, reason = "a ratio for a table")]
+fn verdict(ours: &Outcome, theirs: &Outcome, expect: Expect, changed: Option<u64>) -> String {
+    if ours.failure.is_some() || theirs.failure.is_some() {
+        return String::new();
+    }
+    let (ours, theirs) = (median(&ours.runs), median(&theirs.runs));
+    let ratio = theirs.wall / ours.wall.max(1e-9);
+    let mut text = format!("{ratio:>6.2} ×");
+    let word = |met| if met { "met" } else { MISSED };
+    let _ = match expect {
+        Expect::Shown => Ok(()),
+        Expect::Faster(least) => write!(text, "  ≥ {least} ×: {}", word(ratio >= least)),
+        Expect::FasterAndNoDearer(least) => write!(
+            text,
+            "  ≥ {least} ×: {}; CPU no higher: {}",
+            word(ratio >= least),
+            word(ours.cpu <= theirs.cpu)
+        ),
+        Expect::NothingMoves => write!(
+            text,
+            "  nothing written, fetched < 1 %: {}",
+            word(ours.written == 0 && ours.fetched * 100 < theirs.fetched)
+        ),
+        Expect::OnlyChanges(most) => {
+            let times = ours.fetched as f64 / changed.unwrap_or(0).max(1) as f64;
+            write!(
+                text,
+                "  fetched {times:.2} × the {} MiB that changed, ≤ {most} ×: {}",
+                changed.unwrap_or(0) >> 20,
+                word(times <= most)
+            )
+        }
+    };
+    text
+}
+
+/// The largest agent of any run.
+fn memory(report: &Report, cases: &[Case], out: &mut impl Write) -> Result<()> {
+    let ours = cases
+        .iter()
+        .filter_map(|case| report.outcomes.get(case.ours));
+    let peaks = ours.flat_map(|outcome| {
+        let watched = outcome.runs.iter().map(|run| run.rss);
+        let said = outcome.said.iter().map(|said| said.agent_peak_bytes);
+        watched.chain(said)
+    });
+    let peak = peaks.max().unwrap_or(0);
+    let word = if peak <= RSS_AT_MOST { "met" } else { MISSED };
+    Ok(writeln!(
+        out,
+        "peak memory of our agent in any run: {} MiB, at most {} MiB: {word}",
+        peak >> 20,
+        RSS_AT_MOST >> 20
+    )?)
+}
+
+fn limits(report: &Report, out: &mut impl Write) -> Result<()> {
+    let rates = &report.rates;
+    let gb = |rate: Rate| rate.a_second() / 1e9;
+    Ok(writeln!(
+        out,
+        "\nthis machine, GB/s: loopback {:.1}, disk with O_DIRECT {:.1}; one core: zstd -dc {:.2} \
+         dense and {:.2} sparse, gzip -dc {:.2}, SHA-256 {:.2} (sha256sum {:.2})",
+        gb(rates.link),
+        gb(rates.disk),
+        gb(rates.zstd_dense),
+        gb(rates.zstd_sparse),
+        gb(rates.gzip_dense),
+        gb(rates.sha256),
+        gb(rates.sha256sum)
+    )?)
+}
+
+/// The run whose wall time is the median.
+fn median(runs: &[Figures]) -> Figures {
+    let mut runs: Vec<_> = runs.iter().collect();
+    runs.sort_by(|one, other| one.wall.total_cmp(&other.wall));
+    runs.get(runs.len() / 2)
+        .map_or_else(Figures::default, |run| (*run).clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(wall: f64, cpu: f64) -> Outcome {
+        let run = |wall| Figures {
+            wall,
+            cpu,
+            ..Figures::default()
+        };
+        Outcome {
+            runs: vec![run(wall), run(wall * 9.0), run(wall / 9.0)],
+            ..Outcome::default()
+        }
+    }
+
+    #[test]
+    fn a_miss_is_called_one() {
+        let (ours, theirs) = (outcome(2.0, 4.0), outcome(3.0, 3.0));
+        let expect = Expect::Faster(1.5);
+        assert_eq!(
+            verdict(&ours, &theirs, expect, None),
+            "  1.50 ×  ≥ 1.5 ×: met"
+        );
+        let expect = Expect::FasterAndNoDearer(1.6);
+        let text = verdict(&ours, &theirs, expect, None);
+        assert!(text.contains("MISSED; CPU no higher: MISSED"), "{text}");
+    }
+}
