@@ -8,7 +8,6 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use clap::Args;
-use ferrite_proto::digest::Digest;
 use ferrite_proto::image::{Compression, Format, ImageRef};
 use ferrite_proto::inventory::Disk;
 use ferrite_proto::problem::Problem;
@@ -20,8 +19,8 @@ use crate::image::{self, Demand};
 use crate::inspect::{self, block};
 use crate::kernel::Linux;
 use crate::root::Root;
+use crate::source_args::SourceArgs;
 use crate::steps::{Context, erase as erase_step};
-use crate::stream::terms::Terms;
 
 /// Says what this machine is; changes nothing.
 #[derive(Debug, Args)]
@@ -37,22 +36,11 @@ pub(crate) struct InspectArgs {
 /// Writes an image to a disk; everything on the disk is lost.
 #[derive(Debug, Args)]
 pub(crate) struct WriteImageArgs {
-    /// Where the image is: http://, https://, or a file of this machine.
-    #[arg(long, value_name = "URL|FILE")]
-    source: String,
+    #[command(flatten)]
+    source: SourceArgs,
     /// The disk, such as /dev/sdb, or a plain file that is large enough.
     #[arg(long, value_name = "DEVICE")]
     disk: PathBuf,
-    /// Digest of the file as published: sha256:…, sha512:… or blake3:…. Of a packed image, what
-    /// `ferrite-image info` prints.
-    #[arg(long, required_unless_present_any = ["allow_unverified", "signed_by"])]
-    digest: Option<Digest>,
-    /// Who must have signed a packed image: minisign's public key, the line that begins with RW.
-    #[arg(long, value_name = "KEY")]
-    signed_by: Option<String>,
-    /// Write without a digest: nothing vouches for the bytes.
-    #[arg(long, conflicts_with_all = ["digest", "signed_by"])]
-    allow_unverified: bool,
     /// What the file holds once decompressed: the disk's bytes, qcow2, or what `ferrite-image
     /// pack` writes.
     #[arg(long, value_name = "raw|qcow2|packed", default_value = "raw", value_parser = format)]
@@ -119,19 +107,15 @@ pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
 }
 
 /// `write-image`.
-pub(crate) fn write_image(args: WriteImageArgs) -> anyhow::Result<()> {
+pub(crate) fn write_image(args: &WriteImageArgs) -> anyhow::Result<()> {
     let root = Root::system();
     let disk = chosen(&root, &args.disk)?;
+    let (image, terms) = args.source.read()?;
     let image = ImageRef {
-        url: source(&args.source)?,
-        digest: args.digest,
-        raw_digest: None,
-        signed_by: args.signed_by,
         format: args.format,
         compression: args.compression,
-        allow_unverified: args.allow_unverified,
+        ..image
     };
-    let terms = Terms::at_a_shell();
     terms.check(&image)?;
     let what = format!("overwrite {} with {}", describe(&disk), image.url);
     if !args.consent.given(&what)? {
@@ -188,17 +172,6 @@ pub(crate) fn erase(args: &EraseArgs) -> anyhow::Result<()> {
     }
     let bytes = ByteSize(erased.bytes);
     writeln!(io::stdout().lock(), "{}: {bytes} erased", erased.name).or_else(closed)
-}
-
-/// What a person names: a URL as it is, else a file, by its full path.
-fn source(named: &str) -> anyhow::Result<String> {
-    if named.contains("://") && !named.starts_with("file://") {
-        return Ok(named.to_owned());
-    }
-    let path = named.strip_prefix("file://").unwrap_or(named);
-    let path = std::fs::canonicalize(path).with_context(|| format!("finding {path}"))?;
-    let path = path.to_str().context("the file's path is not UTF-8")?;
-    Ok(format!("file://{path}"))
 }
 
 /// The disk that a person names. In use and read-only is refused; one that can be taken out is

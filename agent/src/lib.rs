@@ -15,6 +15,7 @@ mod inspect;
 mod kernel;
 mod ramdisk;
 mod root;
+mod source_args;
 mod steps;
 mod stream;
 mod tls;
@@ -53,7 +54,7 @@ enum Life {
     /// The host daemon on a deployed OS
     Daemon(daemon::DaemonArgs),
     Inspect(cli::InspectArgs),
-    WriteImage(cli::WriteImageArgs),
+    WriteImage(Box<cli::WriteImageArgs>),
     Erase(cli::EraseArgs),
 }
 
@@ -68,7 +69,7 @@ pub fn run() -> ExitCode {
         Life::Worker => ramdisk::worker::run(),
         Life::Daemon(args) => daemon::run(&args),
         Life::Inspect(args) => cli::inspect(&args),
-        Life::WriteImage(args) => cli::write_image(args),
+        Life::WriteImage(args) => cli::write_image(&args),
         Life::Erase(args) => cli::erase(&args),
     };
     match result {

@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use crate::access::oidc::OidcConfig;
 use crate::api::limits::Rate;
+use crate::image_servers::ImageServerConfig;
 use crate::lifecycle::record::Limits;
 use crate::lifecycle::turns::GroupLimits;
 use crate::netboot::{DhcpMode, DhcpProxy, DhcpServer, NetbootConfig};
@@ -51,6 +52,8 @@ pub(crate) struct Config {
     pub(crate) connections: Connections,
     /// Who looks on.
     pub(crate) seeing: SeeingConfig,
+    /// What is known of servers of images.
+    pub(crate) image_servers: Vec<ImageServerConfig>,
     /// Who says who people are, beside the conductor.
     pub(crate) oidc: Option<OidcConfig>,
     /// All of it as it was written, defaults included.
@@ -136,7 +139,15 @@ struct Raw {
     webhooks: Vec<WebhookConfig>,
     oidc: Option<OidcConfig>,
     #[serde(default)]
+    images: RawImages,
+    #[serde(default)]
     limits: BTreeMap<String, GroupLimits>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawImages {
+    servers: Vec<ImageServerConfig>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -298,6 +309,7 @@ impl Raw {
             seeing,
             oidc: self.oidc,
             written,
+            image_servers: self.images.check()?,
             netboot: self.netboot.check(&self.state_dir)?,
             groups: groups(self.limits)?,
             limits: self.lifecycle.limits()?,
@@ -316,6 +328,16 @@ impl Raw {
             names,
             log: self.log,
         })
+    }
+}
+
+impl RawImages {
+    fn check(self) -> Result<Vec<ImageServerConfig>, ConfigError> {
+        for (at, server) in self.servers.iter().enumerate() {
+            let wrong = |(name, what)| key(&format!("images.servers[{at}].{name}"), what);
+            server.check().map_err(wrong)?;
+        }
+        Ok(self.servers)
     }
 }
 

@@ -16,6 +16,7 @@ mod crypt;
 mod documents;
 mod guard;
 mod hosts;
+mod image_servers;
 mod lifecycle;
 mod listen;
 mod netboot;

@@ -42,7 +42,7 @@ use crate::store::StoreError;
 use crate::store::database::Database;
 use crate::store::leases::InDatabase;
 use crate::store::sql::Pool;
-use crate::{bmc, listen, netboot, systemd, tls, token};
+use crate::{bmc, image_servers, listen, netboot, systemd, tls, token};
 
 /// Between looks at the certificate.
 const RENEWAL: Duration = Duration::from_hours(24);
@@ -89,6 +89,7 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     let reach = Reach {
         url: config.url.clone(),
         ca: identity.ca_pin,
+        servers: image_servers::read(&config.image_servers)?.into(),
     };
     let (boots, sightings) = Boots::new(reach.clone());
     let boots = Arc::new(boots);

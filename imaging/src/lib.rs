@@ -6,11 +6,13 @@
 
 pub mod decompress;
 mod digest;
+mod foreign;
 pub mod packed;
 pub mod qcow2;
 mod read_at;
 mod zero;
 
 pub use digest::{Digested, Hasher};
+pub use foreign::foreign;
 pub use read_at::ReadAt;
 pub use zero::is_zero;

@@ -6,18 +6,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::{Policy, Refused};
 use crate::digest::Digest;
+use crate::oci::OciRef;
 
 /// An image, as a person names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ImageRef {
-    /// `http://` or `https://`; the host fetches it itself.
+    /// `http://` or `https://`; the host fetches it itself. Or an artifact of a registry,
+    /// `oci://registry/repository[:tag]@sha256:…`, whose one layer is the file.
     pub url: String,
+    /// Other places of the same file: asked when the ones before do not answer, break off, or
+    /// have a file of another length.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mirrors: Vec<String>,
     /// Digest of the file as fetched; of a packed image that of its index, as `ferrite-image
     /// pack` and `info` print it. Required unless `allow_unverified`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
+    /// A URL of a file of digests, as `sha256sum` or `sha512sum` write them (GNU's or BSD's form):
+    /// the one of the image's file name counts, or the only one. In place of `digest`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest_url: Option<String>,
     /// Digest of the disk's bytes that the file holds, besides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw_digest: Option<Digest>,
@@ -90,8 +100,8 @@ impl Compression {
 /// Why an [`ImageRef`] cannot be used, before anybody touches a host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidImage {
-    /// Not `http` or `https`.
-    #[error("image URL {0:?} is neither http:// nor https://")]
+    /// Not `http`, `https` or `oci`.
+    #[error("image URL {0:?} is none of http://, https:// and oci://")]
     Scheme(String),
     /// Credentials inside the URL end up in logs.
     #[error("image URL carries a user name or password: remove it")]
@@ -120,16 +130,35 @@ pub enum InvalidImage {
         "image {0:?} has no digest: give sha256:…, sha512:… or blake3:…, or allow it unverified"
     )]
     NoDigest(String),
+    /// Two things vouch for the bytes, and might disagree.
+    #[error("image {0:?} has a digest and a URL of one: give only one of them")]
+    TwoDigests(String),
+    /// The index of a packed image stands in no file of digests.
+    #[error("packed image {0:?} has no digest of its index: `ferrite-image info` prints it")]
+    NoIndexDigest(String),
+    /// More than anybody would try.
+    #[error("image {0:?} has more than 8 mirrors")]
+    Mirrors(String),
 }
 
 /// Characters of a URL.
 const LONGEST: usize = 2048;
+/// Most mirrors.
+const MIRRORS: usize = 8;
 
 impl ImageRef {
     /// Checks the form: all that can be checked without knowing who fetches. A host that one
     /// reader of URLs takes for a name and another for an address does not pass.
     pub fn validate(&self) -> Result<(), InvalidImage> {
-        self.host()?;
+        for url in self.urls() {
+            host(url)?;
+        }
+        if self.mirrors.len() > MIRRORS {
+            return Err(InvalidImage::Mirrors(shown(&self.url)));
+        }
+        if let Some(artifact) = self.urls().skip(1).find(|url| OciRef::is(url)) {
+            return Err(InvalidImage::Scheme(shown(artifact)));
+        }
         self.check_vouched()
     }
 
@@ -138,55 +167,77 @@ impl ImageRef {
         if self.signed_by.is_some() && self.format != Format::Packed {
             return Err(InvalidImage::NotSigned);
         }
-        if self.digest.is_none() && self.signed_by.is_none() && !self.allow_unverified {
-            return Err(InvalidImage::NoDigest(self.shown()));
+        if self.digest.is_some() && self.digest_url.is_some() {
+            return Err(InvalidImage::TwoDigests(shown(&self.url)));
+        }
+        let by_file = self.digest_url.is_some();
+        if by_file && self.format == Format::Packed {
+            return Err(InvalidImage::NoIndexDigest(shown(&self.url)));
+        }
+        let by_index = self.digest.is_some() || self.signed_by.is_some();
+        let by_name = OciRef::parse(&self.url).is_ok_and(|named| named.digest.is_some());
+        match self.format {
+            _ if by_index || by_file || self.allow_unverified => Ok(()),
+            Format::Raw | Format::Qcow2 if by_name => Ok(()),
+            Format::Packed if by_name => Err(InvalidImage::NoIndexDigest(shown(&self.url))),
+            _ => Err(InvalidImage::NoDigest(shown(&self.url))),
+        }
+    }
+
+    /// Checks that the URLs do not name a place that nobody is sent to. What their names resolve
+    /// to is checked by whoever fetches.
+    pub fn check_address(&self, policy: Policy) -> Result<(), InvalidImage> {
+        for url in self.urls() {
+            let checked = policy.check_host(host(url)?);
+            checked.map_err(|why| InvalidImage::Address {
+                url: shown(url),
+                why,
+            })?;
         }
         Ok(())
     }
 
-    /// Checks that the URL does not name a place that nobody is sent to. What its name resolves
-    /// to is checked by whoever fetches.
-    pub fn check_address(&self, policy: Policy) -> Result<(), InvalidImage> {
-        policy
-            .check_host(self.host()?)
-            .map_err(|why| InvalidImage::Address {
-                url: self.shown(),
-                why,
-            })
+    /// Everything that the host is sent to.
+    pub fn urls(&self) -> impl Iterator<Item = &str> {
+        let others = self.mirrors.iter().chain(&self.digest_url);
+        std::iter::once(&self.url).chain(others).map(String::as_str)
     }
+}
 
-    fn shown(&self) -> String {
-        self.url.chars().take(200).collect()
-    }
+fn shown(url: &str) -> String {
+    url.chars().take(200).collect()
+}
 
-    /// The host that the URL names.
-    fn host(&self) -> Result<&str, InvalidImage> {
-        let wrong = |what| InvalidImage::Host {
-            url: self.shown(),
-            what,
-        };
-        let rest = self
-            .url
-            .strip_prefix("http://")
-            .or_else(|| self.url.strip_prefix("https://"))
-            .filter(|rest| !rest.is_empty())
-            .ok_or_else(|| InvalidImage::Scheme(self.shown()))?;
-        if self.url.len() > LONGEST {
-            return Err(wrong("it is longer than 2048 characters"));
-        }
-        let odd = |c: char| c == '\\' || c.is_whitespace() || c.is_control();
-        if self.url.chars().any(odd) {
-            return Err(wrong("it has a space, a backslash or a control character"));
-        }
-        let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
-        if authority.contains('@') {
-            return Err(InvalidImage::UserInfo);
-        }
-        let (host, port) = split(authority).map_err(wrong)?;
-        check_port(port).map_err(wrong)?;
-        check_name(host).map_err(wrong)?;
-        Ok(host)
+/// The host that a URL names.
+fn host(url: &str) -> Result<&str, InvalidImage> {
+    let wrong = |what| InvalidImage::Host {
+        url: shown(url),
+        what,
+    };
+    let schemes = ["http://", "https://", "oci://", "oci+http://"];
+    let rest = schemes
+        .iter()
+        .find_map(|scheme| url.strip_prefix(scheme))
+        .filter(|rest| !rest.is_empty())
+        .ok_or_else(|| InvalidImage::Scheme(shown(url)))?;
+    if url.len() > LONGEST {
+        return Err(wrong("it is longer than 2048 characters"));
     }
+    let odd = |c: char| c == '\\' || c.is_whitespace() || c.is_control();
+    if url.chars().any(odd) {
+        return Err(wrong("it has a space, a backslash or a control character"));
+    }
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+    if authority.contains('@') {
+        return Err(InvalidImage::UserInfo);
+    }
+    let (host, port) = split(authority).map_err(wrong)?;
+    check_port(port).map_err(wrong)?;
+    check_name(host).map_err(wrong)?;
+    if OciRef::is(url) {
+        OciRef::parse(url).map_err(wrong)?;
+    }
+    Ok(host)
 }
 
 /// Host and port of an authority.
@@ -260,7 +311,9 @@ mod tests {
     fn image(url: &str) -> ImageRef {
         ImageRef {
             url: url.into(),
+            mirrors: Vec::new(),
             digest: None,
+            digest_url: None,
             raw_digest: None,
             signed_by: None,
             format: Format::Raw,
@@ -323,6 +376,50 @@ mod tests {
             ..signed
         };
         assert_eq!(packed.validate(), Ok(()));
+    }
+
+    #[test]
+    fn something_vouches_for_the_bytes() {
+        let sums = ImageRef {
+            digest_url: Some("https://h/SHA256SUMS".into()),
+            allow_unverified: false,
+            ..image("http://h/x")
+        };
+        assert_eq!(sums.validate(), Ok(()));
+        let both = ImageRef {
+            digest: Some(format!("sha256:{}", "ab".repeat(32)).parse().unwrap()),
+            ..sums.clone()
+        };
+        let both = both.validate();
+        assert!(matches!(both, Err(InvalidImage::TwoDigests(_))));
+        let packed = ImageRef {
+            format: Format::Packed,
+            ..sums.clone()
+        };
+        let packed = packed.validate();
+        assert!(matches!(packed, Err(InvalidImage::NoIndexDigest(_))));
+        let named = format!("oci://r/os@sha256:{}", "ab".repeat(32));
+        for (url, vouched) in [(named.as_str(), true), ("oci://r/os:1", false)] {
+            let artifact = ImageRef {
+                allow_unverified: false,
+                ..image(url)
+            };
+            assert_eq!(artifact.validate().is_ok(), vouched, "{url}");
+        }
+    }
+
+    #[test]
+    fn every_place_is_checked() {
+        let mut mirrored = image("http://h/x");
+        mirrored.mirrors = vec!["http://m/x".into(), "file:///x".into()];
+        assert!(mirrored.validate().is_err());
+        mirrored.mirrors = vec!["http://169.254.169.254/x".into()];
+        assert!(mirrored.check_address(Policy::Others).is_err());
+        mirrored.mirrors = vec!["http://m/x".into(); 9];
+        assert!(matches!(mirrored.validate(), Err(InvalidImage::Mirrors(_))));
+        mirrored.mirrors.clear();
+        mirrored.digest_url = Some("http://127.0.0.1/".into());
+        assert!(mirrored.check_address(Policy::Others).is_err());
     }
 
     /// One a line; each is refused, and would be fetched from by a reader less strict.

@@ -16,9 +16,9 @@ pub struct ImageServer {
     /// Certificates in PEM that its own may be signed by, besides the public ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
-    /// `http://proxy:3128`: asked to fetch in our place.
+    /// `http://proxy:3128`: asked to fetch in our place. It may carry a name and a password.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub proxy: Option<String>,
+    pub proxy: Option<Secret<String>>,
     /// How it knows us.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub login: Option<Login>,

@@ -20,6 +20,7 @@ pub mod image_server;
 pub mod inventory;
 pub mod mac;
 pub mod merge;
+pub mod oci;
 #[cfg(feature = "openapi")]
 mod openapi;
 pub mod operation;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::hints::{RootDeviceDefault, RootDeviceHints};
 use crate::image::ImageRef;
+use crate::image_server::ImageServer;
 use crate::inventory::Inventory;
 use crate::secret::Secret;
 
@@ -27,6 +28,9 @@ pub enum Step {
         image: ImageRef,
         /// Where to.
         root: RootDisk,
+        /// What is known of the servers it is on.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        servers: Vec<ImageServer>,
     },
     /// Add the config drive partition to the root disk. When cut off, starts from `WriteImage`.
     WriteConfigDrive {

@@ -79,6 +79,8 @@ pub(crate) fn raw_ref(url: String, file: &[u8]) -> ImageRef {
     ImageRef {
         url,
         digest: Some(sha256(file)),
+        mirrors: Vec::new(),
+        digest_url: None,
         raw_digest: None,
         signed_by: None,
         format: Format::Raw,

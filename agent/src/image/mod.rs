@@ -38,6 +38,7 @@ use ferrite_proto::step::ImageWritten;
 
 use crate::disk::Device;
 use crate::steps::Context;
+use crate::stream::resolve::resolve;
 use crate::stream::terms::Terms;
 use edges::Edges;
 use refusal::format_problem;
@@ -70,6 +71,7 @@ pub(crate) fn write(
         let what = "this agent does not check a digest of the content yet";
         return Err(format_problem(image, what));
     }
+    let image = &resolve(image, terms, context.cancelled)?;
     let path = context.root.path(&disk.name);
     let target = Target {
         image,

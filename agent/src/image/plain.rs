@@ -1,10 +1,11 @@
 //! An image that comes as one stream, from its first byte to its last.
 
+use ferrite_imaging::foreign;
 use ferrite_proto::problem::Problem;
 use ferrite_proto::step::ImageWritten;
 
 use super::read_back::ReadBack;
-use super::refusal::{format_problem, shown, too_large};
+use super::refusal::{foreign_problem, format_problem, shown, too_large};
 use super::{Edges, Target};
 use crate::disk::EDGE;
 use crate::disk::gpt::HEAD;
@@ -24,6 +25,9 @@ pub(super) fn write(target: Target<'_>, terms: &Terms) -> Result<ImageWritten, P
     // Compressed files do not say how large the image is; raw ones do.
     let exact = stream.total().filter(|_| stream.is_plain());
     let head = &first.buffer[..first.length.min(HEAD)];
+    if let Some(form) = foreign(head) {
+        return Err(foreign_problem(image, form));
+    }
     let edges = target.edges(head, exact)?;
 
     meter.enter("writing", 0, stream.total());

@@ -57,3 +57,19 @@ pub(super) fn format_problem(image: &ImageRef, what: &str) -> Problem {
 pub(super) fn internal(what: &str) -> Problem {
     Problem::new(Code::Internal, what, "report this, with the host's log")
 }
+
+/// A file declared raw whose content is an image of another form.
+pub(super) fn foreign_problem(image: &ImageRef, form: &str) -> Problem {
+    let advice = match form {
+        "qcow2" => "say format qcow2; nothing was written",
+        _ => "convert it: `qemu-img convert -O raw` or `-O qcow2`; nothing was written",
+    };
+    Problem::new(
+        Code::ImageFormat,
+        format!(
+            "the image {} is declared raw, but its content is {form}",
+            image.url
+        ),
+        advice,
+    )
+}

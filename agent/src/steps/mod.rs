@@ -37,9 +37,11 @@ pub(crate) fn run(step: &Step, context: &Context<'_>) -> Result<Outcome, Problem
     match step {
         Step::Inspect => inspect::run(context),
         Step::Erase { method } => erase::run(*method, context),
-        Step::WriteImage { image, root } => {
-            write_image::run(image, root, &Terms::default(), context)
-        }
+        Step::WriteImage {
+            image,
+            root,
+            servers,
+        } => write_image::run(image, root, &Terms::of_a_step(servers), context),
         Step::WriteConfigDrive { root, files } => write_config_drive::run(root, files, context),
         Step::SetBootEntry { root } => {
             set_boot_entry::run(&root_disk::find(context.root, root)?.name, context)

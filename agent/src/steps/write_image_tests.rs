@@ -47,6 +47,8 @@ fn describe(url: String, digest: Digest) -> ImageRef {
     ImageRef {
         url,
         digest: Some(digest),
+        mirrors: Vec::new(),
+        digest_url: None,
         raw_digest: None,
         signed_by: None,
         format: Format::Raw,
@@ -359,6 +361,15 @@ fn what_fails_before_the_first_write_leaves_the_disk_as_it_was() {
         Code::ImageFormat,
         "Gzip",
     );
+    let qcow2 = [b"QFI\xfb\0\0\0\x03", [0; 600].as_slice()].concat();
+    for file in [qcow2.clone(), compress(Compression::Gzip, &qcow2)] {
+        refused(
+            Served::whole(&file),
+            DISK,
+            Code::ImageFormat,
+            "content is qcow2",
+        );
+    }
     let (head, _) = table_of(4096, IMAGE);
     refused(
         Served::whole(&head),

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub(crate) struct Served {
     ranges: bool,
     /// What is sent when the whole is asked for, not a part.
     then: Option<Vec<u8>>,
+    /// By how much its parts are others than were asked for.
+    shift: usize,
     /// Further lines of the answer's head.
     head: String,
 }
@@ -36,6 +39,7 @@ impl Served {
             drip: None,
             ranges: true,
             then: None,
+            shift: 0,
             head: String::new(),
         }
     }
@@ -83,6 +87,13 @@ impl Served {
         }
     }
 
+    pub(crate) fn shifted(self, bytes: usize) -> Self {
+        Self {
+            shift: bytes,
+            ..self
+        }
+    }
+
     /// So many bytes ten times a second.
     pub(crate) fn dripping(self, bytes: usize) -> Self {
         Self {
@@ -101,7 +112,7 @@ impl Served {
         let asked = range.strip_prefix("bytes=").filter(|_| self.ranges);
         let asked = asked.filter(|_| self.status == 200);
         let (start, end) = asked.and_then(|asked| asked.split_once('-')).unzip();
-        let start = start.and_then(|text| text.parse().ok()).unwrap_or(0);
+        let start = start.map_or(0, |text| text.parse::<usize>().unwrap() + self.shift);
         let end: Option<usize> = end.and_then(|text| text.parse().ok());
         let end = end.map_or(total, |last| total.min(last + 1));
         let whole = self.then.as_ref().filter(|_| asked.is_none());
@@ -163,8 +174,27 @@ impl Server {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let noted = Arc::clone(&seen);
         if !scripts.is_empty() {
-            std::thread::spawn(move || serve(&listener, &scripts, &noted));
+            let next = AtomicUsize::new(0);
+            let script = move |_: &Asked| {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                scripts[at.min(scripts.len() - 1)].clone()
+            };
+            std::thread::spawn(move || serve(&listener, &Arc::new(script), &noted));
         }
+        Self { port, seen }
+    }
+
+    /// Answers as a function of what is asked and of its own address says.
+    pub(crate) fn answering(
+        script: impl Fn(&Asked, &str) -> Served + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&seen);
+        let own = format!("http://127.0.0.1:{port}");
+        let script = move |asked: &Asked| script(asked, &own);
+        std::thread::spawn(move || serve(&listener, &Arc::new(script), &noted));
         Self { port, seen }
     }
 
@@ -183,21 +213,18 @@ impl Server {
     }
 }
 
-fn serve(listener: &TcpListener, scripts: &[Served], seen: &Arc<Mutex<Vec<Asked>>>) {
-    let repeated = scripts
-        .iter()
-        .chain(std::iter::repeat(&scripts[scripts.len() - 1]));
-    for script in repeated {
-        let Ok((connection, _)) = listener.accept() else {
-            return;
-        };
-        let (script, seen) = (script.clone(), Arc::clone(seen));
+fn serve(
+    listener: &TcpListener,
+    script: &Arc<impl Fn(&Asked) -> Served + Send + Sync + 'static>,
+    seen: &Arc<Mutex<Vec<Asked>>>,
+) {
+    while let Ok((connection, _)) = listener.accept() {
+        let (script, seen) = (Arc::clone(script), Arc::clone(seen));
         std::thread::spawn(move || {
             let asked = Asked::read(&connection);
-            let range = asked.range.clone();
-            seen.lock().unwrap().push(asked);
+            seen.lock().unwrap().push(asked.clone());
             // A client that goes away is what some tests are about.
-            let _ = script.answer(connection, &range);
+            let _ = script(&asked).answer(connection, &asked.range);
         });
     }
 }

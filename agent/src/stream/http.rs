@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use ferrite_proto::image_server::{ImageServer, Login};
 use reqwest::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue,
-    IF_RANGE, LAST_MODIFIED, RANGE, RETRY_AFTER,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, ETAG, HeaderMap, HeaderName,
+    HeaderValue, IF_RANGE, LAST_MODIFIED, RANGE, RETRY_AFTER,
 };
 use reqwest::{Client, Proxy, Response, StatusCode, Url};
 use rustls::{ClientConfig, RootCertStore};
@@ -17,6 +17,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tokio::runtime::{Builder, Runtime};
 
+use super::gate::Gate;
 use super::source::FetchError;
 use super::terms::{Patience, Terms};
 use super::{GLANCE, reach};
@@ -102,6 +103,9 @@ pub(super) struct Remote {
     pub(super) url: String,
     client: Client,
     authorization: Option<HeaderValue>,
+    /// Of a registry: it says itself how it wants to know us.
+    gate: Option<Gate>,
+    accept: Option<&'static str>,
     patience: Patience,
     /// A strong `ETag`, else Last-Modified: what it said first.
     mark: OnceLock<Option<String>>,
@@ -110,32 +114,54 @@ pub(super) struct Remote {
 }
 
 impl Remote {
+    /// A file at a URL; nothing is asked yet.
     pub(super) fn new(url: &str, terms: &Terms) -> Result<Self, FetchError> {
-        let failed = |why: String| FetchError::Setup {
-            url: url.to_owned(),
-            why,
-        };
         let server = terms.server(url);
-        let parsed = Url::parse(url).map_err(|error| failed(error.to_string()))?;
+        let login = server.and_then(|server| server.login.as_ref());
+        let authorization = login.map(authorization).transpose();
+        let authorization = authorization.map_err(|why| setup(url, why))?;
+        Self::made(url, server, authorization, terms.patience)
+    }
+
+    /// Something of a registry's API. `named` is how a person names it, and its server.
+    pub(super) fn of_registry(
+        url: &str,
+        named: &str,
+        accept: Option<&'static str>,
+        terms: &Terms,
+    ) -> Result<Self, FetchError> {
+        let server = terms.server(named);
+        let login = server.and_then(|server| server.login.clone());
+        let gate = Gate::new(url, login, terms.patience.from).map_err(|why| setup(url, why))?;
+        Ok(Self {
+            gate: Some(gate),
+            accept,
+            ..Self::made(url, server, None, terms.patience)?
+        })
+    }
+
+    fn made(
+        url: &str,
+        server: Option<&ImageServer>,
+        authorization: Option<HeaderValue>,
+        patience: Patience,
+    ) -> Result<Self, FetchError> {
+        let parsed = Url::parse(url).map_err(|error| setup(url, error.to_string()))?;
         if !matches!(parsed.scheme(), "http" | "https") {
-            return Err(failed(format!(
-                "nothing is fetched by {}:",
-                parsed.scheme()
-            )));
+            let why = format!("nothing is fetched by {}:", parsed.scheme());
+            return Err(setup(url, why));
         }
-        reach::check(terms.patience.from, &parsed).map_err(|why| FetchError::Forbidden {
+        reach::check(patience.from, &parsed).map_err(|why| FetchError::Forbidden {
             url: url.to_owned(),
             why,
         })?;
         Ok(Self {
             url: url.to_owned(),
-            client: client(terms.patience, server).map_err(failed)?,
-            authorization: server
-                .and_then(|server| server.login.as_ref())
-                .map(authorization)
-                .transpose()
-                .map_err(failed)?,
-            patience: terms.patience,
+            client: client(patience, server).map_err(|why| setup(url, why))?,
+            authorization,
+            gate: None,
+            accept: None,
+            patience,
             mark: OnceLock::new(),
             given_up: OnceLock::new(),
         })
@@ -150,23 +176,41 @@ impl Remote {
         engine: &Engine,
         stop: &AtomicBool,
     ) -> Result<(Response, Length), FetchError> {
-        let request = self.request(ask)?;
-        // The connection, and as long again for the answer's head.
-        let limit = self.patience.connect + self.patience.read;
-        let response = engine
-            .wait(limit, stop, request.send())
-            .map_err(|waited| self.waited(&waited))?
-            .map_err(|error| self.not_sent(&error))?;
+        let mut response = self.send(ask, engine, stop)?;
+        if let (StatusCode::UNAUTHORIZED, Some(gate)) = (response.status(), &self.gate) {
+            // A registry's tokens hold for minutes, and a large file takes longer.
+            engine
+                .wait(self.limit(), stop, gate.pass(&self.client, &response))
+                .map_err(|waited| self.waited(&waited))?
+                .map_err(|error| error.about(&self.url))?;
+            response = self.send(ask, engine, stop)?;
+        }
         let found = self.check(&response, ask)?;
         self.check_same(&response, known, found)?;
         Ok((response, found))
     }
 
+    fn send(&self, ask: Ask, engine: &Engine, stop: &AtomicBool) -> Result<Response, FetchError> {
+        engine
+            .wait(self.limit(), stop, self.request(ask)?.send())
+            .map_err(|waited| self.waited(&waited))?
+            .map_err(|error| self.not_sent(&error))
+    }
+
+    /// For the connection, and as long as for other bytes for the answer's head.
+    fn limit(&self) -> Duration {
+        self.patience.connect + self.patience.read
+    }
+
     fn request(&self, ask: Ask) -> Result<reqwest::RequestBuilder, FetchError> {
         let mut request = self.client.get(&self.url);
         request = request.header(ACCEPT_ENCODING, "identity");
-        if let Some(authorization) = &self.authorization {
-            request = request.header(AUTHORIZATION, authorization.clone());
+        let at_the_gate = || self.gate.as_ref()?.token();
+        if let Some(shown) = self.authorization.clone().or_else(at_the_gate) {
+            request = request.header(AUTHORIZATION, shown);
+        }
+        if let Some(accept) = self.accept {
+            request = request.header(ACCEPT, accept);
         }
         let Ask::Part(start, end) = ask else {
             return Ok(request);
@@ -290,6 +334,13 @@ impl Remote {
     }
 }
 
+fn setup(url: &str, why: String) -> FetchError {
+    FetchError::Setup {
+        url: url.to_owned(),
+        why,
+    }
+}
+
 fn client(patience: Patience, server: Option<&ImageServer>) -> Result<Client, String> {
     let mut roots = RootCertStore {
         roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
@@ -308,8 +359,9 @@ fn client(patience: Patience, server: Option<&ImageServer>) -> Result<Client, St
         .referer(false)
         .connect_timeout(patience.connect)
         .user_agent(concat!("ferrite-agent/", env!("CARGO_PKG_VERSION")));
-    if let Some(proxy) = server.and_then(|server| server.proxy.as_deref()) {
-        let proxy = Proxy::all(proxy).map_err(|error| format!("its proxy: {}", chain(&error)))?;
+    if let Some(proxy) = server.and_then(|server| server.proxy.as_ref()) {
+        let proxy =
+            Proxy::all(proxy.expose()).map_err(|error| format!("its proxy: {}", chain(&error)))?;
         client = client.proxy(proxy);
     }
     client.build().map_err(|error| chain(&error))
@@ -330,7 +382,7 @@ fn add_certificates(roots: &mut RootCertStore, pem: &str) -> Result<(), String> 
 }
 
 /// The header that shows who we are, marked so that nothing prints it.
-fn authorization(login: &Login) -> Result<HeaderValue, String> {
+pub(super) fn authorization(login: &Login) -> Result<HeaderValue, String> {
     let text = match login {
         Login::Basic { username, password } => {
             let pair = format!("{username}:{}", password.expose());

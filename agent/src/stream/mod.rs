@@ -10,10 +10,14 @@ mod fetch;
 #[cfg(test)]
 #[path = "fixture_tests.rs"]
 pub(crate) mod fixture;
+mod gate;
 mod http;
 pub(crate) mod meter;
+mod oci;
 mod reach;
+pub(crate) mod resolve;
 pub(crate) mod source;
+mod sums;
 pub(crate) mod terms;
 pub(crate) mod verify;
 pub(crate) mod write;

@@ -22,6 +22,7 @@ use reqwest::{Response, StatusCode};
 
 use super::GLANCE;
 use super::http::{Ask, Engine, Length, Remote, chain};
+use super::oci;
 use super::terms::{Patience, Terms};
 
 /// What a server must give to be given its attempts back; else one that sends a byte and hangs up
@@ -189,17 +190,53 @@ impl Source {
     /// A file that an image names. Nobody is asked yet.
     pub(crate) fn new(image: &ImageRef, terms: &Terms, stop: Stop) -> Result<Self, FetchError> {
         let path = image.url.strip_prefix("file://");
-        let length = OnceLock::new();
-        let place = match path.filter(|_| terms.local_files) {
-            Some(path) => local(Path::new(path), &length)?,
-            None => Place::Web(Web::new(&image.url, terms)?),
+        if let Some(path) = path.filter(|_| terms.local_files) {
+            return Self::local(Path::new(path), stop);
+        }
+        let first = match oci::blob_of(&image.url) {
+            Some((url, named)) => Remote::of_registry(&url, &named, None, terms)?,
+            None => Remote::new(&image.url, terms)?,
         };
-        Ok(Self(Arc::new(Inner {
+        let others = image.mirrors.iter().map(|url| Remote::new(url, terms));
+        let mirrors = std::iter::once(Ok(first)).chain(others);
+        Self::web(mirrors.collect::<Result<_, _>>()?, terms, stop)
+    }
+
+    /// Something at a URL that is no image.
+    pub(super) fn of_url(url: &str, terms: &Terms, stop: Stop) -> Result<Self, FetchError> {
+        Self::web(vec![Remote::new(url, terms)?], terms, stop)
+    }
+
+    /// Something of a registry's API, of the server that `named` is on.
+    pub(super) fn of_registry(
+        url: &str,
+        named: &str,
+        accept: &'static str,
+        terms: &Terms,
+        stop: Stop,
+    ) -> Result<Self, FetchError> {
+        let remote = Remote::of_registry(url, named, Some(accept), terms)?;
+        Self::web(vec![remote], terms, stop)
+    }
+
+    fn local(path: &Path, stop: Stop) -> Result<Self, FetchError> {
+        let length = OnceLock::new();
+        let place = local(path, &length)?;
+        Ok(Self::at(place, length, stop))
+    }
+
+    fn web(mirrors: Vec<Remote>, terms: &Terms, stop: Stop) -> Result<Self, FetchError> {
+        let web = Web::new(mirrors, terms.patience)?;
+        Ok(Self::at(Place::Web(web), OnceLock::new(), stop))
+    }
+
+    fn at(place: Place, length: OnceLock<Length>, stop: Stop) -> Self {
+        Self(Arc::new(Inner {
             place,
             stop,
             length,
             moved: AtomicU64::new(0),
-        })))
+        }))
     }
 
     /// The file's length, once its server has said it.
@@ -273,16 +310,18 @@ fn local(path: &Path, length: &OnceLock<Length>) -> Result<Place, FetchError> {
 }
 
 impl Web {
-    fn new(url: &str, terms: &Terms) -> Result<Self, FetchError> {
+    fn new(mirrors: Vec<Remote>, patience: Patience) -> Result<Self, FetchError> {
         let engine = Engine::start().map_err(|error| FetchError::Setup {
-            url: url.to_owned(),
+            url: mirrors
+                .first()
+                .map_or_else(String::new, |first| first.url.clone()),
             why: error.to_string(),
         })?;
         Ok(Self {
             engine,
-            mirrors: vec![Remote::new(url, terms)?],
+            mirrors,
             current: AtomicUsize::new(0),
-            patience: terms.patience,
+            patience,
         })
     }
 

@@ -3,6 +3,8 @@
 use super::*;
 use crate::stream::fixture::{Served, Server};
 use ferrite_proto::image::{Format, ImageRef};
+use ferrite_proto::image_server::{ImageServer, Login};
+use ferrite_proto::secret::Secret;
 
 fn content() -> Vec<u8> {
     (0..1_000_000_u32)
@@ -14,6 +16,8 @@ fn image(url: String) -> ImageRef {
     ImageRef {
         url,
         digest: None,
+        mirrors: Vec::new(),
+        digest_url: None,
         raw_digest: None,
         signed_by: None,
         format: Format::Raw,
@@ -193,4 +197,120 @@ fn a_busy_server_is_asked_again_when_it_says() {
     let error = all(source(server.url()).whole()).unwrap_err().to_string();
     assert!(error.contains("503"), "{error}");
     assert_eq!(server.asked().len(), 3);
+}
+
+fn mirrored(servers: &[&Server], terms: &Terms) -> Source {
+    let mut image = image(servers[0].url());
+    image.mirrors = servers[1..].iter().map(|server| server.url()).collect();
+    Source::new(&image, terms, Stop::default()).unwrap()
+}
+
+#[test]
+fn mirrors_go_on_where_another_broke_off() {
+    let content = content();
+    let whole = || Served::whole(&content);
+    for (first, second_ranges) in [
+        (vec![Served::status(404)], vec![String::new()]),
+        (vec![Served::status(503)], vec![String::new()]),
+        (
+            vec![whole().cut_after(300_000), Served::status(404)],
+            vec!["bytes=300000-".to_owned()],
+        ),
+        (
+            vec![whole().stall_after(300_000)],
+            vec!["bytes=300000-".to_owned()],
+        ),
+    ] {
+        let first = Server::start(first);
+        let second = Server::start(vec![whole().tagged("\"another\"")]);
+        let source = mirrored(&[&first, &second], &terms());
+        assert!(all(source.whole()).unwrap() == content);
+        assert_eq!(second.ranges(), second_ranges);
+    }
+}
+
+#[test]
+fn a_mirror_with_another_length_is_named_and_not_used() {
+    let content = content();
+    let first = Server::start(vec![
+        Served::whole(&content).cut_after(300_000),
+        Served::status(404),
+    ]);
+    let second = Server::start(vec![Served::whole(&content[..900_000])]);
+    let source = mirrored(&[&first, &second], &terms());
+    let error = all(source.whole()).unwrap_err().to_string();
+    for words in ["byte 300000", "none of 2 servers", "900000 bytes", "404"] {
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    let third = Server::start(vec![Served::whole(&content)]);
+    let first = Server::start(vec![
+        Served::whole(&content).cut_after(300_000),
+        Served::status(404),
+    ]);
+    let source = mirrored(&[&first, &second, &third], &terms());
+    assert!(all(source.whole()).unwrap() == content);
+}
+
+/// A login for one server alone.
+fn known_to(server: &Server) -> Terms {
+    let login = Login::Bearer(Secret::new("opens".into()));
+    let server = ImageServer {
+        prefix: server.url(),
+        login: Some(login),
+        ..ImageServer::default()
+    };
+    Terms {
+        servers: vec![server],
+        ..terms()
+    }
+}
+
+#[test]
+fn a_login_goes_to_its_own_server_and_to_no_other() {
+    let content = content();
+    let elsewhere = Server::start(vec![Served::whole(&content)]);
+    let to = elsewhere.url();
+    let first = Server::start(vec![Served::status(302).with_header("Location", &to)]);
+    let source = mirrored(&[&first], &known_to(&first));
+    assert!(all(source.whole()).unwrap() == content);
+    assert_eq!(first.asked()[0].authorization, "Bearer opens");
+    assert_eq!(elsewhere.asked()[0].authorization, "", "after a redirect");
+
+    let gone = Server::start(vec![Served::status(404)]);
+    let source = mirrored(&[&gone, &elsewhere], &known_to(&gone));
+    assert!(all(source.whole()).unwrap() == content);
+    assert_eq!(gone.asked()[0].authorization, "Bearer opens");
+    assert_eq!(elsewhere.asked()[1].authorization, "", "a mirror");
+}
+
+#[test]
+fn a_proxy_is_asked_in_place_of_the_server() {
+    let content = content();
+    let proxy = Server::start(vec![Served::whole(&content)]);
+    let mut terms = terms();
+    terms.servers = vec![ImageServer {
+        prefix: "http://images.invalid/".into(),
+        proxy: Some(Secret::new(proxy.url().replace("/image", ""))),
+        ..ImageServer::default()
+    }];
+    let image = image("http://images.invalid/os.raw".into());
+    let source = Source::new(&image, &terms, Stop::default()).unwrap();
+    assert!(all(source.whole()).unwrap() == content);
+    assert_eq!(proxy.asked()[0].path, "http://images.invalid/os.raw");
+}
+
+#[test]
+fn a_server_that_sends_other_parts_than_were_asked_for_is_not_believed() {
+    let content = content();
+    let served = Served::whole(&content);
+    let moved = Server::answering(move |asked, _| {
+        if asked.range.is_empty() {
+            served.clone().cut_after(300_000)
+        } else {
+            served.clone().shifted(1)
+        }
+    });
+    let error = all(source(moved.url()).whole()).unwrap_err().to_string();
+    assert!(error.contains("byte 300000"), "{error}");
+    assert!(error.contains("other bytes than were asked for"), "{error}");
 }

@@ -62,6 +62,14 @@ impl Terms {
         }
     }
 
+    /// What holds for a step.
+    pub(crate) fn of_a_step(servers: &[ImageServer]) -> Self {
+        Self {
+            servers: servers.to_vec(),
+            ..Self::default()
+        }
+    }
+
     /// Whether the image says all that it must.
     pub(crate) fn check(&self, image: &ImageRef) -> Result<(), InvalidImage> {
         if self.local_files && image.url.starts_with("file://") {

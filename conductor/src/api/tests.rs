@@ -81,6 +81,7 @@ impl Conductor {
         let reach = Reach {
             url: "https://c:7443".into(),
             ca: ferrite_proto::boot::CaPin([7; 32]),
+            servers: [].into(),
         };
         let sealer = Sealer::load_or_create(&dir.join("key")).unwrap();
         let store = Database::sqlite(&dir.join("db"), sealer).await.unwrap();

@@ -342,13 +342,25 @@ impl From<ImageFormat> for Format {
 /// An image.
 #[derive(Debug, Args)]
 pub(crate) struct ImageArgs {
-    /// Where the host fetches the image.
+    /// Where the host fetches the image: http://, https:// or
+    /// `oci://registry/repo@sha256:…`.
     #[arg(long, value_name = "URL")]
     pub(crate) image: Option<String>,
+    /// Another place of the same file, asked when the first does not answer. Several can be given.
+    #[arg(long, requires = "image", value_name = "URL")]
+    pub(crate) mirror: Vec<String>,
     /// Digest of the file as fetched: `sha256:…`, `sha512:…` or `blake3:…`. Of a packed image,
     /// what `ferrite-image info` prints.
     #[arg(long, requires = "image")]
     pub(crate) digest: Option<Digest>,
+    /// Where its digest stands: a file as `sha256sum` or `sha512sum` write it.
+    #[arg(
+        long,
+        requires = "image",
+        conflicts_with = "digest",
+        value_name = "URL"
+    )]
+    pub(crate) digest_url: Option<String>,
     /// What the file holds once decompressed.
     #[arg(long, requires = "image", value_enum, default_value_t)]
     pub(crate) image_format: ImageFormat,
@@ -356,7 +368,7 @@ pub(crate) struct ImageArgs {
     #[arg(long, requires = "image", value_name = "KEY")]
     pub(crate) signed_by: Option<String>,
     /// Write it although nothing vouches for it.
-    #[arg(long, requires = "image", conflicts_with_all = ["digest", "signed_by"])]
+    #[arg(long, requires = "image", conflicts_with_all = ["digest", "digest_url", "signed_by"])]
     pub(crate) allow_unverified: bool,
 }
 

@@ -236,7 +236,9 @@ impl ImageArgs {
         };
         let image = ImageRef {
             url: url.clone(),
+            mirrors: self.mirror.clone(),
             digest: self.digest.clone(),
+            digest_url: self.digest_url.clone(),
             raw_digest: None,
             signed_by: self.signed_by.clone(),
             format: self.image_format.into(),

@@ -3,8 +3,12 @@
 //! It is made afresh from what is stored each time an agent asks, so the same number always says
 //! the same, and nothing secret is stored twice.
 
+use std::sync::Arc;
+
 use ferrite_proto::agent_api::{DaemonConfig, Order};
 use ferrite_proto::boot::CaPin;
+use ferrite_proto::image::ImageRef;
+use ferrite_proto::image_server::ImageServer;
 use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::secret::Secret;
 use ferrite_proto::step::{EraseMethod, Step};
@@ -20,6 +24,16 @@ pub(crate) struct Reach {
     pub(crate) url: String,
     /// Its CA.
     pub(crate) ca: CaPin,
+    /// What the configuration says of servers of images. With their secrets; stored nowhere else.
+    pub(crate) servers: Arc<[ImageServer]>,
+}
+
+impl Reach {
+    /// What a host needs to know to fetch an image, and no more.
+    fn servers_of(&self, image: &ImageRef) -> Vec<ImageServer> {
+        let needed = |server: &&ImageServer| image.urls().any(|url| server.covers(url));
+        self.servers.iter().filter(needed).cloned().collect()
+    }
 }
 
 /// The order that the agent is still to take, if there is one.
@@ -50,6 +64,7 @@ pub(crate) fn step(
         StepName::WriteImage => deployment(record).map(|deployment| Step::WriteImage {
             image: deployment.image.clone(),
             root: deployment.root.clone(),
+            servers: reach.servers_of(&deployment.image),
         }),
         StepName::WriteConfigDrive => config_drive(record, kept, reach),
         StepName::SetBootEntry => deployment(record).map(|deployment| Step::SetBootEntry {
@@ -101,4 +116,33 @@ fn bug(what: &str) -> Problem {
         what,
         "report this; `ferrite host provision` begins the deployment afresh",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_told_of_the_servers_of_its_image_alone() {
+        let server = |prefix: &str| ImageServer {
+            prefix: prefix.into(),
+            ..ImageServer::default()
+        };
+        let reach = Reach {
+            url: "https://c:7443".into(),
+            ca: CaPin([7; 32]),
+            servers: ["https://a/", "https://b/", "https://c/x/", "https://d/"]
+                .map(server)
+                .into(),
+        };
+        let image: ImageRef = serde_json::from_value(serde_json::json!({
+            "url": "https://a/os.raw",
+            "mirrors": ["https://c/y/os.raw"],
+            "digest_url": "https://d/SHA256SUMS",
+        }))
+        .unwrap();
+        let told = reach.servers_of(&image);
+        let told: Vec<_> = told.iter().map(|server| server.prefix.as_str()).collect();
+        assert_eq!(told, ["https://a/", "https://d/"]);
+    }
 }

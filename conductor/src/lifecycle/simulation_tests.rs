@@ -110,7 +110,9 @@ struct Sim {
 fn image(number: u8) -> ImageRef {
     ImageRef {
         url: format!("http://images/{number}.raw"),
+        mirrors: Vec::new(),
         digest: None,
+        digest_url: None,
         raw_digest: None,
         signed_by: None,
         format: Format::Raw,

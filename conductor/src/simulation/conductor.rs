@@ -77,6 +77,7 @@ pub(super) async fn start(sim: &Arc<Sim>) {
     let reach = Reach {
         url: "https://c:7443".into(),
         ca: CaPin([7; 32]),
+        servers: [].into(),
     };
     let (boots, _sightings) = Boots::new(reach.clone());
     let boots = Arc::new(boots);
