@@ -1,6 +1,7 @@
 //! What must never happen: a disk that boots and is not whole. Power cuts, a killed agent, disks
 //! that fail; for each form of image.
 
+use super::fixture::made::{Made, Stored};
 use super::fixture::*;
 use super::*;
 use crate::disk::fixture::NoKernel;
@@ -20,16 +21,29 @@ const KILL_AFTER: &str = "FERRITE_TEST_KILL_AFTER";
 const FOLDER: &str = "FERRITE_TEST_FOLDER";
 const WHAT: &str = "FERRITE_TEST_IMAGE";
 
-/// Both forms of an image: what is served, and what names it.
+/// Each form of an image: what is served, and what names it.
 fn forms(image: &[u8]) -> Vec<(&'static str, Server, ImageRef, usize)> {
     let raw = Server::start(vec![Served::whole(image)]);
     let raw_ref = raw_ref(raw.url(), image);
     let (file, packed) = pack(image);
     let server = Server::start(vec![Served::whole(&file)]);
     let packed_ref = packed_ref(server.url(), &packed);
+    let qcow2 = Made::default().file(image, |index, bytes| {
+        match (bytes.iter().all(|&byte| byte == 0), index % 2) {
+            (true, _) => Stored::Hole,
+            (false, 0) => Stored::Plain,
+            (false, _) => Stored::Packed,
+        }
+    });
+    let clusters = Server::start(vec![Served::whole(&qcow2)]);
+    let qcow2_ref = ImageRef {
+        format: Format::Qcow2,
+        ..super::fixture::raw_ref(clusters.url(), &qcow2)
+    };
     vec![
         ("raw", raw, raw_ref, image.len()),
         ("packed", server, packed_ref, file.len()),
+        ("qcow2", clusters, qcow2_ref, qcow2.len()),
     ]
 }
 

@@ -17,6 +17,9 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+#[path = "../../../imaging/src/qcow2/made.rs"]
+pub(crate) mod made;
+
 pub(crate) const MIB: usize = 1 << 20;
 
 /// Bytes that do not compress, the same for the same seed.

@@ -25,6 +25,9 @@ mod faults;
 #[path = "fixture_tests.rs"]
 mod fixture;
 #[cfg(test)]
+#[path = "hostile_tests.rs"]
+mod hostile_tests;
+#[cfg(test)]
 #[path = "qcow2_tests.rs"]
 mod qcow2_tests;
 

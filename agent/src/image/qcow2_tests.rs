@@ -2,10 +2,8 @@
 
 #[path = "../../../imaging/src/qcow2/hostile.rs"]
 mod hostile;
-#[path = "../../../imaging/src/qcow2/made.rs"]
-mod made;
 
-use self::made::{Made, Stored, get, put};
+use super::fixture::made::{self, Made, Stored, get, put};
 use super::fixture::{MIB, Machine, expected, image, is_bootable, raw_ref, sha256};
 use super::*;
 use crate::disk::fixture::NoKernel;
