@@ -33,6 +33,7 @@ help:
 	@echo "make kills      a conductor killed at each named point of every workflow, and started again"
 	@echo "make simulate   a whole conductor in a simulated world (SEEDS=100000 runs more, SEED=7 replays one)"
 	@echo "make schemathesis   every call of the OpenAPI document, with what it allows and what it does not"
+	@echo "make fuzz       PARSER=qcow2, SECONDS=300: one parser of images, with nightly Rust and cargo-fuzz"
 	@echo "make lint       formatting and lints, warnings denied"
 
 demo: deps build boot os
@@ -105,11 +106,13 @@ $(SCHEMATHESIS)/$(SCHEMATHESIS_VERSION):
 	$(SCHEMATHESIS)/bin/pip install --quiet --disable-pip-version-check schemathesis==$(@F)
 	touch $@
 
-# A parser of images, given what nobody would write: TARGET as in tests/fuzz/Cargo.toml. With nightly
-# Rust; what is found lies in tests/fuzz/artifacts, and its cause belongs into the corpus.
+# A parser of images, given what nobody would write: PARSER as in tests/fuzz/Cargo.toml. With nightly
+# Rust and cargo-fuzz; what is found lies in tests/fuzz/artifacts, and belongs into the corpus.
+PARSER ?= qcow2
 fuzz:
-	cargo +nightly fuzz run --fuzz-dir tests/fuzz $(or $(TARGET),qcow2) $(TARGET)/fuzz-corpus/$(or $(TARGET),qcow2) \
-		tests/fuzz/corpus/$(or $(TARGET),qcow2) -- -max_total_time=$(or $(SECONDS),300)
+	mkdir -p $(TARGET)/fuzz/corpus/$(PARSER)
+	CARGO_TARGET_DIR=$(TARGET)/fuzz RUSTUP_TOOLCHAIN=nightly $(CARGO) fuzz run --fuzz-dir tests/fuzz $(PARSER) \
+		$(TARGET)/fuzz/corpus/$(PARSER) tests/fuzz/corpus/$(PARSER) -- -max_total_time=$(or $(SECONDS),300)
 
 lint:
 	@$(CARGO) clippy --version >/dev/null 2>&1 && $(CARGO) fmt --version >/dev/null 2>&1 \
