@@ -37,6 +37,9 @@ pub(crate) struct SourceArgs {
     /// Who must have signed a packed image: minisign's public key, the line that begins with RW.
     #[arg(long, value_name = "KEY")]
     signed_by: Option<String>,
+    /// Digest of what the file holds, besides: of the disk's bytes before any is moved.
+    #[arg(long, value_name = "DIGEST")]
+    raw_digest: Option<Digest>,
     /// Write without a digest: nothing vouches for the bytes.
     #[arg(long, conflicts_with_all = ["digest", "digest_url", "signed_by"])]
     allow_unverified: bool,
@@ -70,7 +73,7 @@ impl SourceArgs {
             mirrors: self.mirror.clone(),
             digest: self.digest.clone(),
             digest_url: self.digest_url.clone(),
-            raw_digest: None,
+            raw_digest: self.raw_digest.clone(),
             signed_by: self.signed_by.clone(),
             format: Format::Raw,
             compression: None,

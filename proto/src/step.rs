@@ -235,6 +235,14 @@ pub struct Progress {
     pub bytes_total: Option<u64>,
     /// Present rate.
     pub bytes_per_second: u64,
+    /// Of an image that is written: bytes of its file that have come.
+    pub bytes_fetched: u64,
+    /// Bytes of the image that have been decoded.
+    pub bytes_decoded: u64,
+    /// Bytes of it that were sent to the disk.
+    pub bytes_written: u64,
+    /// Bytes of it that the disk had already.
+    pub bytes_skipped: u64,
 }
 
 #[cfg(test)]

@@ -353,6 +353,31 @@ fn a_disk_that_does_not_keep_what_was_written_is_found_before_it_boots() {
 }
 
 #[test]
+fn a_digest_of_the_content_is_checked_before_the_disk_boots() {
+    let image = image(16, 1);
+    let (file, packed) = pack(&image);
+    let raw = Server::start(vec![Served::whole(&image)]);
+    let server = Server::start(vec![Served::whole(&file)]);
+    for described in [
+        raw_ref(raw.url(), &image),
+        packed_ref(server.url(), &packed),
+    ] {
+        let with = |digest| ImageRef {
+            raw_digest: Some(digest),
+            ..described.clone()
+        };
+        let machine = Machine::new(24 * MIB);
+        let problem = machine.write(&with(sha256(b"other")), &NoKernel);
+        let problem = problem.unwrap_err();
+        assert_eq!(problem.code, Code::ImageDigestMismatch, "{problem}");
+        assert!(problem.message.contains("the content of http"), "{problem}");
+        assert!(!is_bootable(&machine.disk()));
+        machine.write(&with(sha256(&image)), &NoKernel).unwrap();
+        assert!(machine.disk() == expected(&image, vec![0xa5; 24 * MIB]));
+    }
+}
+
+#[test]
 fn a_real_block_device_is_written_with_either_sector() {
     for sector in [512_u32, 4096] {
         let machine = Machine::new(MIB);

@@ -4,12 +4,13 @@ use ferrite_imaging::foreign;
 use ferrite_proto::problem::Problem;
 use ferrite_proto::step::ImageWritten;
 
+use super::content::Content;
 use super::read_back::ReadBack;
 use super::refusal::{foreign_problem, format_problem, shown, too_large};
 use super::{Edges, Target};
 use crate::disk::EDGE;
 use crate::disk::gpt::HEAD;
-use crate::stream::meter::Meter;
+use crate::stream::meter::{Meter, Parts};
 use crate::stream::terms::Terms;
 use crate::stream::write::Writer;
 use crate::stream::{Fetched, ImageStream, Piece};
@@ -37,6 +38,7 @@ pub(super) fn write(target: Target<'_>, terms: &Terms) -> Result<ImageWritten, P
         edges,
         meter,
         read_back: target.demand.verify.then(ReadBack::default),
+        content: Content::of(image),
     };
     let filled = writing.fill(stream, first);
     let (copied, fetched) = filled.inspect_err(|_| target.give_up())?;
@@ -73,6 +75,7 @@ struct Writing<'a> {
     meter: Meter<'a>,
     /// What was written, where it shall be read back.
     read_back: Option<ReadBack>,
+    content: Content,
 }
 
 impl Writing<'_> {
@@ -83,6 +86,7 @@ impl Writing<'_> {
         self.meter
             .enter("checking", stream.consumed(), stream.total());
         let fetched = stream.finish()?;
+        std::mem::take(&mut self.content).check(self.target.image)?;
         if let Some(read_back) = &self.read_back {
             let cancelled = self.target.context.cancelled;
             read_back.check(&self.target.device, &mut self.meter, cancelled)?;
@@ -99,6 +103,7 @@ impl Writing<'_> {
         let mut next = Some(first);
         while let Some(mut piece) = next {
             let start = length;
+            self.content.update(&piece.buffer[..piece.length]);
             length += piece.length as u64;
             if length > limit {
                 let needs = format!("at least {}", shown(length));
@@ -117,6 +122,12 @@ impl Writing<'_> {
             }
             writer.push(&piece.buffer[done..whole])?;
             stream.recycle(piece);
+            self.meter.parts = Parts {
+                fetched: stream.consumed(),
+                decoded: length,
+                written: writer.written,
+                skipped: 0,
+            };
             self.meter.tick(stream.consumed(), stream.total());
             next = stream.next(self.target.context.cancelled)?;
         }

@@ -19,7 +19,7 @@ pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "ferrite: {text}");
 }
 
-/// `write-image, writing: 120 MiB of 1024 MiB, 40 MiB/s`.
+/// `write-image, writing: 120 MiB of 1024 MiB, 40 MiB/s, 22 s left`.
 pub(crate) fn progress(step: &str, progress: &Progress) -> String {
     let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
     let mut parts = vec![step.to_owned()];
@@ -35,6 +35,15 @@ pub(crate) fn progress(step: &str, progress: &Progress) -> String {
         );
         let rate = progress.bytes_per_second;
         parts.extend((rate > 0).then(|| format!(", {}/s", mib(rate))));
+        let left = progress.bytes_total.filter(|_| rate > 0);
+        let left = left.map(|total| total.saturating_sub(progress.bytes_done) / rate.max(1));
+        parts.extend(left.map(|seconds| format!(", {seconds} s left")));
+    }
+    if progress.bytes_skipped > 0 {
+        parts.push(format!(
+            " ({} were right already)",
+            mib(progress.bytes_skipped)
+        ));
     }
     parts.concat()
 }
@@ -53,6 +62,10 @@ mod tests {
         (given.bytes_done, given.bytes_total) = (120 << 20, Some(1 << 30));
         given.bytes_per_second = 40 << 20;
         let text = progress("write-image", &given);
-        assert_eq!(text, "write-image, writing: 120 MiB of 1024 MiB, 40 MiB/s");
+        let figures = "write-image, writing: 120 MiB of 1024 MiB, 40 MiB/s, 22 s left";
+        assert_eq!(text, figures);
+        given.bytes_skipped = 100 << 20;
+        let skipped = progress("write-image", &given);
+        assert_eq!(skipped, format!("{figures} (100 MiB were right already)"));
     }
 }

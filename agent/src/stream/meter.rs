@@ -11,6 +11,15 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// The rate is that of so many intervals.
 const WINDOW: usize = 8;
 
+/// What became of an image's bytes so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Parts {
+    pub(crate) fetched: u64,
+    pub(crate) decoded: u64,
+    pub(crate) written: u64,
+    pub(crate) skipped: u64,
+}
+
 /// Tells progress at even intervals.
 pub(crate) struct Meter<'a> {
     tell: &'a (dyn Fn(Progress) + Sync),
@@ -18,6 +27,8 @@ pub(crate) struct Meter<'a> {
     samples: VecDeque<(Instant, u64)>,
     system: Option<System>,
     memory_low: u64,
+    /// Told with the rest.
+    pub(crate) parts: Parts,
 }
 
 impl<'a> Meter<'a> {
@@ -28,6 +39,7 @@ impl<'a> Meter<'a> {
             samples: VecDeque::new(),
             system: System::new().ok(),
             memory_low: u64::MAX,
+            parts: Parts::default(),
         }
     }
 
@@ -72,6 +84,10 @@ impl<'a> Meter<'a> {
             bytes_done: bytes,
             bytes_total: total,
             bytes_per_second: self.rate(),
+            bytes_fetched: self.parts.fetched,
+            bytes_decoded: self.parts.decoded,
+            bytes_written: self.parts.written,
+            bytes_skipped: self.parts.skipped,
         });
     }
 

@@ -345,6 +345,7 @@ mod tests {
                 bytes_done: 1 << 30,
                 bytes_total: Some(3 << 30),
                 bytes_per_second: 32 << 20,
+                ..Progress::default()
             },
         };
         assert_eq!(

@@ -115,6 +115,7 @@ async fn write_image(
             bytes_done: share_of(pace.image_bytes, share),
             bytes_total: Some(pace.image_bytes),
             bytes_per_second: pace.write_rate,
+            ..Progress::default()
         });
     }
     machine.change_disk(|disk| disk.image = Some(image.clone()));

@@ -144,6 +144,10 @@ fn make_right(work: &Work<'_>, held: &[Held]) -> Result<(), Problem> {
         }
         work.verify()?;
     }
+    if work.target.image.raw_digest.is_some() {
+        work.tally.enter(Phase::Verifying);
+        work.check_content(held)?;
+    }
     Ok(())
 }
 

@@ -34,7 +34,9 @@ pub(super) struct Opened {
 
 /// A chunk of which something is held back or changed on this disk.
 pub(super) struct Held {
-    start: u64,
+    pub(super) start: u64,
+    /// As the image has them, where a digest of its content is demanded; else none.
+    pub(super) raw: Vec<u8>,
     /// As they shall be on the disk; zeros in place of what is held back.
     bytes: Aligned,
     length: u64,
@@ -77,10 +79,13 @@ pub(super) fn open(target: &Target<'_>, source: &Source, tally: &Tally) -> Resul
     }
     let held = loaded.into_iter().map(|(number, mut bytes)| {
         let start = index.start(number);
+        let demanded = target.image.raw_digest.is_some();
+        let raw = if demanded { bytes.to_vec() } else { Vec::new() };
         edges.hold(&mut bytes, start);
         let length = u64::from(index.length(number));
         Held {
             start,
+            raw,
             bytes,
             length,
         }

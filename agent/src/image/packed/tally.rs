@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use ferrite_proto::step::ImageWritten;
 
-use crate::stream::meter::Meter;
+use crate::stream::meter::{Meter, Parts};
 
 /// Bytes by what became of them.
 #[derive(Debug, Default)]
@@ -44,6 +44,7 @@ impl Tally {
 
     /// Tells a meter.
     pub(super) fn tell(&self, meter: &mut Meter<'_>) {
+        meter.parts = self.parts();
         let image = self.image.load(Ordering::Relaxed);
         let (phase, done) = match self.phase.load(Ordering::Relaxed) {
             0 => ("fetching", 0),
@@ -51,6 +52,16 @@ impl Tally {
             _ => ("verifying", self.verified.load(Ordering::Relaxed)),
         };
         meter.during(phase, done, Some(image).filter(|&image| image > 0));
+    }
+
+    fn parts(&self) -> Parts {
+        let of = |bytes: &AtomicU64| bytes.load(Ordering::Relaxed);
+        Parts {
+            fetched: of(&self.fetched),
+            decoded: of(&self.decoded),
+            written: of(&self.written),
+            skipped: of(&self.skipped),
+        }
     }
 
     /// Adds the figures to a report.

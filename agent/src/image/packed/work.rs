@@ -13,10 +13,12 @@ use ferrite_imaging::packed::{Index, Unpacker};
 use ferrite_proto::problem::{Code, Problem};
 
 use super::deeds::{Deed, deeds};
+use super::open::Held;
 use super::tally::{Tally, add};
 use super::{Begun, Edges, Target, internal, open};
 use crate::disk::DiskError;
 use crate::disk::aligned::Aligned;
+use crate::image::content::Content;
 use crate::stream::source::{FetchError, Reader, Source};
 use crate::stream::write::Writer;
 
@@ -97,6 +99,29 @@ impl Work<'_> {
             }
             Ok(())
         })
+    }
+
+    /// Reads the disk from its start, and compares the digest of the image's content with the one
+    /// that was demanded.
+    pub(super) fn check_content(&self, held: &[Held]) -> Result<(), Problem> {
+        let mut content = Content::of(self.target.image);
+        let mut hands = Hands::new(self.index)?;
+        for number in 0..self.index.chunks.len() {
+            if self.stopped() {
+                return Err(FetchError::Stopped.into());
+            }
+            let start = self.index.start(number);
+            let length = self.index.length(number) as usize;
+            if let Some(held) = held.iter().find(|held| held.start == start) {
+                content.update(&held.raw[..length]);
+            } else {
+                let raw = &mut hands.raw[..self.whole(length)];
+                self.target.device.read_medium(raw, start)?;
+                content.update(&raw[..length]);
+            }
+            self.tally.verified.store(start, Ordering::Relaxed);
+        }
+        content.check(self.target.image)
     }
 
     /// Has runs of chunks dealt with by as many threads as are good for it. The first failure
