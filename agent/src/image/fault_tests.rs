@@ -259,13 +259,16 @@ fn killed_at_each_fiftieth_it_never_boots_and_the_retry_fetches_less() {
 #[test]
 fn a_stream_killed_anywhere_never_boots_and_can_be_written_again() {
     let (disk, new) = (DISK * MIB, image(IMAGE, 1));
-    let (_, server, image, _) = forms(&new).remove(0);
-    let all = changes_of(&image, disk);
     let after = expected(&new, vec![0xa5; disk]);
-    for part in 0..10 {
-        killed_and_again(&Machine::new(disk), all * part / 10, &image, &after);
+    for (form, _server, image, _) in forms(&new) {
+        if form == "packed" {
+            continue;
+        }
+        let all = changes_of(&image, disk);
+        for part in 0..10 {
+            killed_and_again(&Machine::new(disk), all * part / 10, &image, &after);
+        }
     }
-    drop(server);
 }
 
 #[test]
