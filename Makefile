@@ -77,8 +77,8 @@ bench-conductor:
 	$(CARGO) build --release -p ferrite -p ferrite-tests --bins
 	$(TARGET)/release/ferrite-lab bench-conductor $(if $(QUICK),--quick) $(ARGS)
 
-# Twelve minutes, and a few more the first time. Nothing else should run on the machine meanwhile.
-# qemu-img is there with QEMU; which package has it depends on the Debian.
+# A quarter of an hour, and a few minutes more the first time. Nothing else should run on the
+# machine meanwhile. qemu-img is there with QEMU; which package has it depends on the Debian.
 BENCH_IMAGING := curl gzip zstd gdisk fdisk openssl bmap-tools parted python3-venv util-linux
 bench-imaging: agent
 	@$(MAKE) --no-print-directory deps PACKAGES="$(BENCH_IMAGING)"

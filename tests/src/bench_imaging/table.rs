@@ -23,12 +23,21 @@ pub(super) fn print(report: &Report, cases: &[Case], out: &mut impl Write) -> Re
     let cores = report.cores;
     writeln!(
         out,
-        "\nimages to a disk, {cores} cores, median of the runs; ratio: theirs / ours"
+        "\nimages to a disk, {cores} cores, median of the runs, MiB; ratio: theirs / ours"
     )?;
     writeln!(
         out,
-        "{:<30} {:>7} {:>7} {:>9} {:>9} {:>10} {:>10} {:>8}  expected",
-        "", "wall s", "CPU s", "peak MiB", "all MiB", "fetch MiB", "write MiB", "ratio"
+        "{:<30} {:>4} {:>7} {:>7} {:>9} {:>8} {:>9} {:>9} {:>8} {:>8}  expected",
+        "",
+        "runs",
+        "wall s",
+        "CPU s",
+        "peak MiB",
+        "all MiB",
+        "fetched",
+        "written",
+        "zeroed",
+        "ratio"
     )?;
     for case in cases {
         let Some(ours) = report.outcomes.get(case.ours) else {
@@ -41,7 +50,11 @@ pub(super) fn print(report: &Report, cases: &[Case], out: &mut impl Write) -> Re
             let Some(theirs) = report.outcomes.get(name) else {
                 continue;
             };
-            let short = name.split_once(": ").map_or(*name, |(_, short)| short);
+            let short = match name.split_once(": ") {
+                Some((_, "ours")) => "ours, a first write",
+                Some((_, peer)) => peer,
+                None => name,
+            };
             let verdict = verdict(ours, theirs, *expect, report.changed);
             missed |= verdict.contains(MISSED);
             row(out, short, theirs, &verdict)?;
@@ -86,15 +99,20 @@ fn row(out: &mut impl Write, name: &str, outcome: &Outcome, verdict: &str) -> Re
         return Ok(writeln!(out, "  {name:<28} FAILED: {line}")?);
     }
     let figures = median(&outcome.runs);
+    // Zeroing by a command is among what the device counts; only our agent says how much.
+    let zeroed = outcome.said.last().map(|said| said.bytes_zeroed);
+    let written = figures.written.saturating_sub(zeroed.unwrap_or(0));
+    let zeroed = zeroed.map_or_else(|| "-".to_owned(), |bytes| (bytes >> 20).to_string());
     Ok(writeln!(
         out,
-        "  {name:<28} {:>7.2} {:>7.2} {:>9} {:>9} {:>10} {:>10} {verdict}",
+        "  {name:<28} {:>4} {:>7.2} {:>7.2} {:>9} {:>8} {:>9} {:>9} {zeroed:>8} {verdict}",
+        outcome.runs.len(),
         figures.wall,
         figures.cpu,
         figures.rss >> 20,
         figures.rss_sum >> 20,
         figures.fetched >> 20,
-        figures.written >> 20,
+        written >> 20,
     )?)
 }
 
