@@ -11,8 +11,10 @@ use super::locate::seek_table;
 use super::{CHUNK_BYTES, MOST_CHUNKS, MOST_SIGNATURE, SIGNATURE_MAGIC, skippable};
 use crate::is_zero;
 
-/// How hard zstd tries, unless told otherwise.
-pub const LEVEL: i32 = 3;
+/// How hard zstd tries, unless told otherwise. An image is packed once and fetched often: of the
+/// Debian image of the demo, 6 makes a file 6 % smaller than 3 for twice the time; 9 makes it 2 %
+/// smaller than 6 for half as much again. Decompressing takes the same time for all of them.
+pub const LEVEL: i32 = 6;
 
 /// What was packed.
 #[derive(Debug, Clone, PartialEq, Eq)]
