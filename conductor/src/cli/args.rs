@@ -86,6 +86,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: HostCommand,
     },
+    /// Give images names, so that hosts can be given them by name.
+    Image {
+        /// What to do.
+        #[command(subcommand)]
+        command: super::image::ImageCommand,
+    },
     /// Say who may do what, and read what they did.
     #[command(flatten)]
     Access(super::access::AccessCommand),

@@ -17,6 +17,7 @@ mod exit;
 mod files;
 mod get;
 mod host;
+mod image;
 mod import;
 mod kind;
 mod log;
@@ -65,6 +66,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Host { command } => {
             let client = Client::open(connection)?;
             return host::run(&client, command, connection.output).await;
+        }
+        Command::Image { command } => {
+            let client = Client::open(connection)?;
+            return image::run(&client, command, connection.output).await;
         }
         Command::Access(command) => {
             let client = Client::open(connection)?;
