@@ -2,9 +2,12 @@
 
 use super::*;
 use crate::stream::fixture::{Served, Server};
+use crate::tls::fixture::Authority;
+use base64::Engine as _;
 use ferrite_proto::image::{Format, ImageRef};
 use ferrite_proto::image_server::{ImageServer, Login};
 use ferrite_proto::secret::Secret;
+use rustls_pki_types::PrivateKeyDer;
 
 fn content() -> Vec<u8> {
     (0..1_000_000_u32)
@@ -313,4 +316,58 @@ fn a_server_that_sends_other_parts_than_were_asked_for_is_not_believed() {
     let error = all(source(moved.url()).whole()).unwrap_err().to_string();
     assert!(error.contains("byte 300000"), "{error}");
     assert!(error.contains("other bytes than were asked for"), "{error}");
+}
+
+/// Serves one small file over TLS to whoever trusts its authority.
+fn secure(authority: &Authority) -> String {
+    let key = PrivateKeyDer::try_from(authority.key.serialize_der()).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(crate::tls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(authority.chain(), key)
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}/os.raw", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        while let Ok((tcp, _)) = listener.accept() {
+            let tls = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+            let mut stream = rustls::StreamOwned::new(tls, tcp);
+            // Who does not trust us hangs up.
+            let _ = stream.read(&mut [0; 4096]).and_then(|_| {
+                let reply = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfile";
+                io::Write::write_all(&mut stream, reply)
+            });
+        }
+    });
+    url
+}
+
+#[test]
+fn a_server_may_be_vouched_for_by_a_ca_of_its_own() {
+    let authority = Authority::new(&["127.0.0.1"], (2020, 2090));
+    let url = secure(&authority);
+    let pem = |der: &[u8]| {
+        let text = base64::engine::general_purpose::STANDARD.encode(der);
+        format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+    };
+    let trusting = |ca: Option<String>| {
+        let mut terms = terms();
+        terms.servers = vec![ImageServer {
+            prefix: url.clone(),
+            ca,
+            ..ImageServer::default()
+        }];
+        Source::new(&image(url.clone()), &terms, Stop::default())
+    };
+    let ours = trusting(Some(pem(&authority.ca))).unwrap();
+    assert_eq!(all(ours.whole()).unwrap(), b"file");
+    let other = Authority::new(&["127.0.0.1"], (2020, 2090));
+    for stranger in [None, Some(pem(&other.ca))] {
+        let error = all(trusting(stranger).unwrap().whole()).unwrap_err();
+        assert!(error.to_string().contains("certificate"), "{error}");
+    }
+    let error = trusting(Some("no PEM".into())).unwrap_err().to_string();
+    assert!(error.contains("no certificate in PEM"), "{error}");
 }
