@@ -170,7 +170,7 @@ pub(super) const CASES: [Case; 10] = [
             ("sparse raw: IPA", Expect::Shown),
         ],
         limit: Some(Limit::AllCores(
-            |rates| rates.zstd_sparse.seconds,
+            |rates| rates.zstd_dense.of(DATA_SPARSE),
             DATA_SPARSE,
         )),
     },

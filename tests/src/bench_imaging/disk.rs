@@ -140,6 +140,7 @@ impl Ram {
     pub(super) fn mount(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir)?;
         let path = dir.to_str().context("the path is not UTF-8")?;
+        take_down(path)?;
         run(&[
             "mount",
             "-t",
@@ -164,6 +165,24 @@ impl Drop for Ram {
             tracing::warn!("{error:#}");
         }
     }
+}
+
+/// Ends what a run that was killed left there: its memory would be missing to this one.
+fn take_down(dir: &str) -> Result<()> {
+    let loops = ["--list", "--noheadings", "--output", "NAME,BACK-FILE"];
+    let listed = run(&[&["losetup"], &loops[..]].concat())?;
+    let pairs = listed.lines().filter_map(|line| line.split_once(' '));
+    for (name, _) in pairs.filter(|(_, file)| file.trim().starts_with(dir)) {
+        run(&["losetup", "--detach", name])?;
+    }
+    let mounts = fs::read_to_string("/proc/mounts")?;
+    let left = mounts
+        .lines()
+        .filter(|line| line.split(' ').nth(1) == Some(dir));
+    for _ in left {
+        run(&["umount", dir])?;
+    }
+    Ok(())
 }
 
 /// Copies what is not a hole.
