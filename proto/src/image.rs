@@ -125,6 +125,9 @@ pub enum InvalidImage {
     /// Other files have no signature in them.
     #[error("signed_by is for images of format packed; for others give a digest")]
     NotSigned,
+    /// No public key that could have signed anything.
+    #[error("signed_by is no minisign public key: give the line of 56 characters that begins RW")]
+    Key,
     /// Nothing vouches for the bytes.
     #[error(
         "image {0:?} has no digest: give sha256:…, sha512:… or blake3:…, or allow it unverified"
@@ -167,6 +170,9 @@ impl ImageRef {
         if self.signed_by.is_some() && self.format != Format::Packed {
             return Err(InvalidImage::NotSigned);
         }
+        if self.signed_by.as_deref().is_some_and(|key| !is_key(key)) {
+            return Err(InvalidImage::Key);
+        }
         if self.digest.is_some() && self.digest_url.is_some() {
             return Err(InvalidImage::TwoDigests(shown(&self.url)));
         }
@@ -202,6 +208,12 @@ impl ImageRef {
         let others = self.mirrors.iter().chain(&self.digest_url);
         std::iter::once(&self.url).chain(others).map(String::as_str)
     }
+}
+
+/// Whether a text has the form of minisign's public key: 42 bytes in Base64, the first two `Ed`.
+fn is_key(text: &str) -> bool {
+    let base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/".contains(&byte);
+    text.len() == 56 && text.starts_with("RW") && text.bytes().all(base64)
 }
 
 fn shown(url: &str) -> String {
@@ -367,7 +379,7 @@ mod tests {
             Err(InvalidImage::NoDigest(_))
         ));
         let signed = ImageRef {
-            signed_by: Some("RW".into()),
+            signed_by: Some(format!("RW{}", "a".repeat(54))),
             ..unvouched
         };
         assert_eq!(signed.validate(), Err(InvalidImage::NotSigned));
@@ -376,6 +388,14 @@ mod tests {
             ..signed
         };
         assert_eq!(packed.validate(), Ok(()));
+        for key in ["", "RW", &"a".repeat(56), &format!("RW{}", "=".repeat(54))] {
+            let signed_by = Some(key.to_owned());
+            let signed = ImageRef {
+                signed_by,
+                ..packed.clone()
+            };
+            assert_eq!(signed.validate(), Err(InvalidImage::Key), "{key}");
+        }
     }
 
     #[test]

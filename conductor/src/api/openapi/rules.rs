@@ -40,12 +40,28 @@ const IMAGE: &str = concat!(
     "(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?",
     r"([/?#][^\s\\\x00-\x1f\x7f-\x9f]*)?$",
 );
+/// An artifact of a registry, by its digest.
+const ARTIFACT: &str = concat!(
+    r"^oci(\+http)?://[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?(:[1-9][0-9]{0,3})?",
+    r"(/[a-z0-9]+([._-][a-z0-9]+)*){1,8}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?",
+    "@sha256:[0-9a-f]{64}$",
+);
+/// minisign's public key.
+const PUBLIC_KEY: &str = "^RW[A-Za-z0-9+/]{54}$";
 /// A label's value.
 const VALUE: &str = "^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$";
 
 /// Adds the rules to the schemas. Those of places that are not there are returned.
 pub(super) fn state(schemas: &mut BTreeMap<String, Value>) -> Vec<Rule> {
-    let all = [names(), hosts(), catalog(), operations(), access()].concat();
+    let all = [
+        names(),
+        hosts(),
+        images(),
+        catalog(),
+        operations(),
+        access(),
+    ]
+    .concat();
     let mut missed = add(schemas, all);
     missed.extend(add_variants(schemas));
     let defaults = schemas.get("HostSpec").map(profile_defaults);
@@ -146,12 +162,6 @@ fn names() -> Vec<Rule> {
 fn hosts() -> Vec<Rule> {
     let address = json!({"format": "bmc-address",
         "pattern": r"^redfish(-virtualmedia)?(\+https?)?://[^/?#@\s][^?#@\s]*$"});
-    let image = json!({"format": "image-url", "pattern": IMAGE});
-    // Nothing is written that nothing vouches for, unless a person says so.
-    let vouched = json!({"anyOf": [
-        {"required": ["digest"], "properties": {"digest": {"type": "string"}}},
-        {"required": ["allow_unverified"], "properties": {"allow_unverified": {"const": true}}},
-    ]});
     // Over PXE a host is known by its MAC; how it boots may be said by its profile.
     let reachable = json!({"anyOf": [
         {"required": ["boot_mac"], "properties": {"boot_mac": {"type": "string"}}},
@@ -169,8 +179,6 @@ fn hosts() -> Vec<Rule> {
         rule("HostManifest", "/properties", status.clone()),
         rule("NewHost", "/properties", status),
         rule("BmcSpec", "/properties/address", address),
-        rule("ImageRef", "/properties/url", image),
-        rule("ImageRef", "", vouched),
         rule("HostSpec", "", reachable),
         rule("HostSpec", "/properties/image_name", name()),
         rule("HostSpec", "/properties/profile", name()),
@@ -192,6 +200,58 @@ fn hosts() -> Vec<Rule> {
         ),
         rule("ByteSize", "/oneOf/0", bytes),
     ]
+}
+
+fn images() -> Vec<Rule> {
+    let url = || json!({"format": "image-url", "pattern": IMAGE});
+    let artifact = json!({"format": "image-url", "pattern": format!("{IMAGE}|{ARTIFACT}")});
+    vec![
+        rule("ImageRef", "/properties/url", artifact),
+        rule("ImageRef", "/properties/mirrors", json!({"maxItems": 8})),
+        rule("ImageRef", "/properties/mirrors/items", url()),
+        rule("ImageRef", "/properties/digest_url", url()),
+        rule(
+            "ImageRef",
+            "/properties/signed_by",
+            json!({"pattern": PUBLIC_KEY}),
+        ),
+        rule("ImageRef", "", vouched()),
+    ]
+}
+
+/// Nothing is written that nothing vouches for, unless a person says so. Of a packed image a
+/// digest is that of its index, which stands in no file of digests; no other has a signature.
+fn vouched() -> Value {
+    let by = |packed: bool, field: &str, of: Value, none: &[&str]| {
+        let mut properties = serde_json::Map::new();
+        let format = if packed {
+            json!({"const": "packed"})
+        } else {
+            json!({"enum": ["raw", "qcow2"]})
+        };
+        properties.insert("format".to_owned(), format);
+        properties.insert(field.to_owned(), of);
+        for none in none {
+            properties.insert((*none).to_owned(), json!({"type": "null"}));
+        }
+        let required = if packed {
+            vec!["format", field]
+        } else {
+            vec![field]
+        };
+        json!({"required": required, "properties": properties})
+    };
+    let text = || json!({"type": "string"});
+    let yes = || json!({"const": true});
+    json!({"anyOf": [
+        by(false, "digest", text(), &["digest_url", "signed_by"]),
+        by(false, "digest_url", text(), &["digest", "signed_by"]),
+        by(false, "allow_unverified", yes(), &["digest_url", "signed_by"]),
+        by(false, "url", json!({"pattern": ARTIFACT}), &["digest_url", "signed_by"]),
+        by(true, "digest", text(), &["digest_url"]),
+        by(true, "signed_by", text(), &["digest_url"]),
+        by(true, "allow_unverified", yes(), &["digest_url"]),
+    ]})
 }
 
 fn catalog() -> Vec<Rule> {
