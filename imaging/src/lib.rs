@@ -1,6 +1,6 @@
 //! Disk images as bytes: what they are compressed with, qcow2, and the packed image.
 //!
-//! The agent writes images, `ferrite-image` packs them, the conductor packs what is registered:
+//! The agent writes images, `ferrite-image` packs them, tests and fuzz targets attack the parsers:
 //! what the three need of an image's form is here. Deliberately no network, no disk, no threads:
 //! callers bring the bytes ([`ReadAt`], [`std::io::Read`]) and take them away.
 

@@ -1,10 +1,9 @@
 //! The digest of what an image file holds, where a person demanded one besides the file's.
 
+use ferrite_imaging::Hasher;
 use ferrite_proto::digest::Digest;
 use ferrite_proto::image::ImageRef;
 use ferrite_proto::problem::{Code, Problem};
-
-use crate::stream::verify::Hasher;
 
 /// Takes the image's bytes in order; costs nothing where no digest of them is demanded.
 #[derive(Default)]
@@ -24,7 +23,7 @@ impl Content {
 
     /// After the last byte: was it what was demanded?
     pub(super) fn check(self, image: &ImageRef) -> Result<(), Problem> {
-        let found = self.0.and_then(Hasher::end);
+        let found = self.0.map(Hasher::finish);
         if found == image.raw_digest {
             return Ok(());
         }

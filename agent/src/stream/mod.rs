@@ -110,7 +110,7 @@ pub(crate) struct ImageStream {
     state: Arc<State>,
     pieces: Receiver<Piece>,
     spare: Sender<Aligned>,
-    digest: Option<JoinHandle<Option<Digest>>>,
+    digest: Option<JoinHandle<Digest>>,
     image: ImageRef,
     source: Source,
 }
@@ -199,9 +199,11 @@ impl ImageStream {
     /// After the end: was all of it what was demanded?
     pub(crate) fn finish(mut self) -> Result<Fetched, Problem> {
         let digest = match self.digest.take() {
-            Some(thread) => thread
-                .join()
-                .map_err(|_| internal("the digest was not computed"))?,
+            Some(thread) => Some(
+                thread
+                    .join()
+                    .map_err(|_| internal("the digest was not computed"))?,
+            ),
             None => None,
         };
         if let Some(problem) = self.failure() {

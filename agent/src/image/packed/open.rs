@@ -4,8 +4,8 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
+use ferrite_imaging::Hasher;
 use ferrite_imaging::packed::{BadIndex, Index, Located, TAIL_BYTES, Unpacker, locate};
-use ferrite_proto::digest::Digest;
 use ferrite_proto::image::ImageRef;
 use ferrite_proto::problem::{Code, Problem};
 
@@ -18,7 +18,6 @@ use crate::disk::gpt::HEAD;
 use crate::disk::{Device, DiskError};
 use crate::image::edges::Edges;
 use crate::stream::source::Source;
-use crate::stream::verify::digest_of;
 use crate::stream::write::Writer;
 
 /// Most that the chunks held may take: a disk's edges and an image's own backup, each less than
@@ -143,11 +142,10 @@ fn check_digest(image: &ImageRef, frame: &[u8]) -> Result<(), Problem> {
     let Some(wanted) = &image.digest else {
         return Ok(());
     };
-    let found: Option<Digest> = digest_of(wanted.algorithm(), frame);
-    if found.as_ref() == Some(wanted) {
+    let found = Hasher::of(wanted.algorithm(), frame);
+    if found == *wanted {
         return Ok(());
     }
-    let found = found.map_or_else(String::new, |found| found.to_string());
     Err(Problem::new(
         Code::ImageDigestMismatch,
         format!(
