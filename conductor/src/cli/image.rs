@@ -152,8 +152,12 @@ mod tests {
         assert_eq!(image.spec.url, "https://h/x.zst");
         assert_eq!(image.spec.format, Format::Packed);
         assert_eq!(image.spec.digest.unwrap().to_string(), digest);
-        let signed = added("https://h/x.zst --signed-by RWx --format packed").unwrap();
-        assert_eq!(signed.spec.signed_by.as_deref(), Some("RWx"));
+        let key = format!("RW{}", "x".repeat(54));
+        let signed = added(&format!(
+            "https://h/x.zst --signed-by {key} --format packed"
+        ))
+        .unwrap();
+        assert_eq!(signed.spec.signed_by, Some(key));
     }
 
     #[test]
@@ -162,6 +166,10 @@ mod tests {
             ("https://h/x.zst", "no digest"),
             ("/tmp/x.raw --allow-unverified", "none of http://"),
             ("https://h/x.zst --signed-by RWx", "format packed"),
+            (
+                "https://h/x.zst --signed-by RWx --format packed",
+                "minisign",
+            ),
             (
                 "https://h/x --allow-unverified --signed-by RWx",
                 "cannot be used with",
