@@ -3,7 +3,7 @@
 
 PACKAGES := qemu-system-x86 qemu-utils ovmf seabios ipxe ipxe-qemu musl-tools gcc libc6-dev \
 	iproute2 util-linux kmod e2fsprogs dosfstools mtools gdisk fdisk xorriso zstd xz-utils \
-	busybox-static dropbear-bin postgresql python3-venv \
+	busybox-static dropbear-bin postgresql python3-venv docker-registry \
 	mmdebstrap grub-pc-bin grub-efi-amd64-bin grub-common systemd-boot-efi ca-certificates
 
 TARGET := $(CURDIR)/target
@@ -61,7 +61,7 @@ unit:
 	$(CARGO) build --workspace --bins
 	$(AS_ROOT) $(CARGO) test --workspace --lib --bins --test tidy --test lab \
 		--test swarm --test replicas --test kills --test faults --test hostile --test fuzz --test cli \
-		--test packaging --test backup
+		--test packaging --test backup --test oci
 
 # A whole conductor in a simulated world: SEEDS=100000 runs so many, SEED=7 replays one.
 simulate:
