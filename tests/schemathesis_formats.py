@@ -4,6 +4,7 @@ Addresses of BMCs are of machines that do not answer; the run has no way out in 
 what is called, and how: that is schemathesis.toml.
 """
 
+import base64
 import json
 
 import schemathesis
@@ -48,6 +49,20 @@ swIhAJrVDenjMtgqhxf3NbPzU6ZDu527ZQ6QHwvOFhhaqcv6
 -----END CERTIFICATE-----
 """
 
+KUBECONFIG = f"""current-context: x
+clusters:
+- name: c
+  cluster:
+    server: https://192.0.2.1:6443
+    certificate-authority-data: {base64.b64encode(CERTIFICATE.encode()).decode()}
+contexts:
+- name: x
+  context: {{cluster: c, user: u}}
+users:
+- name: u
+  user: {{token: hunter2}}
+"""
+
 WORD = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,8}[A-Za-z0-9])?", fullmatch=True)
 WORDS = st.lists(WORD, min_size=1, max_size=3).map(",".join)
 LABEL = st.one_of(
@@ -76,6 +91,7 @@ for name, values in {
     ),
     "image-url": joined(st.sampled_from(["http://", "https://"]), HOST, PORT, PATH),
     "https-origin": joined(st.just("https://"), HOST, PORT, st.sampled_from(["", "/"])),
+    "kubeconfig": st.just(KUBECONFIG),
     "certificates-pem": st.sampled_from([CERTIFICATE, CERTIFICATE * 2]),
     "pkcs10-pem": st.just(REQUEST),
     "label-selector": listed(LABEL),

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ferrite_proto::address::Policy;
 use ferrite_proto::operation::Work;
 use ferrite_proto::secret::Secret;
 use serde::Deserialize;
@@ -54,6 +55,8 @@ pub(crate) struct Config {
     pub(crate) seeing: SeeingConfig,
     /// What is known of servers of images.
     pub(crate) image_servers: Vec<ImageServerConfig>,
+    /// Where clusters may be.
+    pub(crate) clusters: Policy,
     /// Who says who people are, beside the conductor.
     pub(crate) oidc: Option<OidcConfig>,
     /// All of it as it was written, defaults included.
@@ -140,6 +143,7 @@ struct Raw {
     oidc: Option<OidcConfig>,
     #[serde(default)]
     images: RawImages,
+    clusters: RawClusters,
     #[serde(default)]
     limits: BTreeMap<String, GroupLimits>,
 }
@@ -148,6 +152,22 @@ struct Raw {
 #[serde(deny_unknown_fields, default)]
 struct RawImages {
     servers: Vec<ImageServerConfig>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawClusters {
+    allow_loopback: bool,
+}
+
+impl RawClusters {
+    const fn policy(self) -> Policy {
+        if self.allow_loopback {
+            Policy::OthersAndLoopback
+        } else {
+            Policy::Others
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -310,6 +330,7 @@ impl Raw {
             oidc: self.oidc,
             written,
             image_servers: self.images.check()?,
+            clusters: self.clusters.policy(),
             netboot: self.netboot.check(&self.state_dir)?,
             groups: groups(self.limits)?,
             limits: self.lifecycle.limits()?,

@@ -10,6 +10,11 @@ mod boots;
 mod cli;
 mod clock;
 mod cloud_init;
+#[expect(
+    dead_code,
+    reason = "the lifecycle's joining and leaving call the rest"
+)]
+mod cluster;
 mod config;
 mod crash;
 mod crypt;

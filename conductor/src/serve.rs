@@ -23,6 +23,7 @@ use crate::actor::Actor;
 use crate::api::limits::{self, Limiter};
 use crate::api::{self, App};
 use crate::boots::{Boots, Sighting};
+use crate::cluster::Clusters;
 use crate::config::{Config, LogConfig, LogFormat, StoreConfig};
 use crate::crash::{self, Moment, Work};
 use crate::documents::Documents;
@@ -114,9 +115,11 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     });
     let driver = Arc::new(Driver::start(Arc::clone(&world), stop.clone()));
     let replicas = several.map(|pool| start_replica(pool, &hosts, &driver, &stop));
+    let (clusters, watched) = watch_clusters(&config, &hosts, &stop);
     let swept = tokio::spawn(sweep(hosts.documents(), stop.clone()));
     let seen = tokio::spawn(note_sightings(Arc::clone(&hosts), sightings, stop.clone()));
     let app = Arc::new(App {
+        clusters,
         hosts,
         boots,
         world,
@@ -137,12 +140,24 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     driver.join().await;
     seen.await.context("noting what netboot saw")?;
     swept.await.context("removing what has expired")?;
+    watched.await.context("looking at clusters")?;
     outlets.join_all().await;
     if let Some(netboot) = netboot {
         netboot.stop().await;
     }
     tracing::info!("stopped");
     served
+}
+
+/// Clusters, and the task that looks at them.
+fn watch_clusters(
+    config: &Config,
+    hosts: &Hosts,
+    stop: &CancellationToken,
+) -> (Arc<Clusters>, tokio::task::JoinHandle<()>) {
+    let clusters = Arc::new(Clusters::new(hosts.documents(), config.clusters));
+    let watched = Arc::clone(&clusters).watch(stop.clone());
+    (clusters, tokio::spawn(watched))
 }
 
 /// The keys of what is secret. Only a conductor alone on its store makes one, at the first start.

@@ -1,4 +1,4 @@
-//! What hosts are given by name: images, profiles and clusters. They are for all projects.
+//! What hosts are given by name: images and profiles. They are for all projects.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -66,11 +66,6 @@ resource!(
     /// What hosts have in common: hosts say `spec.profile`.
     Profile, ProfileKind, ProfileList, ProfileListKind, ProfileSpec
 );
-resource!(
-    /// A place to join. Kept and checked; hosts cannot join yet.
-    Cluster, ClusterKind, ClusterList, ClusterListKind, ClusterSpec
-);
-
 /// Of a [`Profile`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -84,30 +79,4 @@ pub struct ProfileSpec {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = Object))]
     pub defaults: Map<String, Value>,
-}
-
-/// Of a [`Cluster`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(deny_unknown_fields)]
-pub struct ClusterSpec {
-    /// What runs it.
-    #[serde(default)]
-    pub control_plane: ControlPlane,
-    /// Its API server: `https://host:6443`.
-    pub endpoint: String,
-    /// Its CA, as PEM; certificates only.
-    pub ca: String,
-}
-
-/// What runs a cluster.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum ControlPlane {
-    /// Any cluster that kubeadm made.
-    #[default]
-    Kubeadm,
-    /// A tenant control plane of Kamaji.
-    Kamaji,
 }

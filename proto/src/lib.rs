@@ -12,6 +12,7 @@ pub mod agent_api;
 pub mod api;
 pub mod boot;
 pub mod catalog;
+pub mod cluster;
 pub mod digest;
 pub mod hints;
 pub mod host;

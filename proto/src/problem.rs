@@ -161,6 +161,26 @@ codes! {
     Protected = "protected", Operator;
     /// The plan that was approved is not the one that waits.
     PlanChanged = "plan-changed", Operator;
+    /// No answer from the cluster's API server.
+    ClusterUnreachable = "cluster-unreachable", Retry;
+    /// The certificate of the cluster's API server does not hold: its name, its CA, or its time.
+    ClusterCertificate = "cluster-certificate", Retry;
+    /// The cluster does not know us any more: 401.
+    ClusterCredentialsRefused = "cluster-credentials-refused", Retry;
+    /// The cluster knows us, and we may not: 403.
+    ClusterForbidden = "cluster-forbidden", Retry;
+    /// No kubeconfig was given for the cluster, or what it holds cannot be used.
+    ClusterCredentials = "cluster-credentials", Operator;
+    /// The cluster answered something that cannot be used.
+    ClusterProtocol = "cluster-protocol", Retry;
+    /// The control plane takes no joins now: it sleeps, is migrated, or is not there.
+    ClusterNotJoinable = "cluster-not-joinable", Retry;
+    /// The cluster's bootstrapsigner did not sign for the bootstrap token in time.
+    ClusterTokenUnsigned = "cluster-token-unsigned", Retry;
+    /// `cluster-info` is absent, or not vouched for by the CA that we know.
+    ClusterInfo = "cluster-info", Retry;
+    /// Pods stay on the node for longer than a drain may take.
+    DrainBlocked = "drain-blocked", Operator;
     /// Something that should not happen.
     Internal = "internal", Bug;
 }

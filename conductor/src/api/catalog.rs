@@ -4,19 +4,19 @@
 //! stand for at that time is stored with the host: changing an image or a profile afterwards
 //! changes no host until it is written again.
 
-use ferrite_proto::catalog::{ClusterSpec, Image, Profile, ProfileSpec};
+use ferrite_proto::catalog::{Image, Profile, ProfileSpec};
+use ferrite_proto::cluster::{Cluster, Tenant};
 use ferrite_proto::host::{Host, HostManifest, HostSpec};
 use ferrite_proto::image::ImageRef;
 use ferrite_proto::merge;
 use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::resource::ApiVersion;
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
 use super::App;
 use super::error::Failure;
 use super::resources::Resource;
+use crate::cluster::kubeconfig::Kubeconfig;
 use crate::lifecycle::intent;
 
 /// Fields that are each host's own.
@@ -142,37 +142,40 @@ pub(crate) fn check_profile(spec: &ProfileSpec) -> Result<(), Problem> {
     intent::check_values(&read)
 }
 
-/// Whether a URL says nothing but where a server is.
-fn is_origin(url: &reqwest::Url) -> bool {
-    let alone = url.query().is_none() && url.fragment().is_none() && url.path() == "/";
-    alone && url.username().is_empty() && url.password().is_none()
-}
-
-/// Whether its endpoint and its CA can be used.
-pub(crate) fn check_cluster(spec: &ClusterSpec) -> Result<(), Problem> {
-    let url = reqwest::Url::parse(&spec.endpoint).ok();
-    let good = url.filter(|url| url.scheme() == "https" && url.has_host() && is_origin(url));
-    if good.is_none() || spec.endpoint.len() > 512 {
+/// Whether its endpoint, its CA and its kubeconfig can be used.
+pub(crate) fn check_cluster(cluster: &Cluster) -> Result<(), Problem> {
+    let spec = &cluster.spec;
+    let is_place = |url: &String| url.len() <= 512 && crate::cluster::origin(url).is_some();
+    if !spec.endpoint.as_ref().is_none_or(is_place) {
         return Err(invalid(
             "spec.endpoint is not https://HOST:PORT",
             "give the API server's address alone",
         ));
     }
-    let certificates = CertificateDer::pem_slice_iter(spec.ca.as_bytes());
-    let certificates: Result<Vec<_>, _> = certificates.collect();
-    let certificates = certificates.unwrap_or_default();
-    let readable = |der: &CertificateDer<'_>| x509_parser::parse_x509_certificate(der).is_ok();
-    if certificates.is_empty() || !certificates.iter().all(readable) {
-        return Err(invalid(
-            "spec.ca holds no certificate that can be read",
-            "give it as PEM; it is in the cluster's kubeconfig",
-        ));
+    let ca = spec.ca.as_deref();
+    ca.map_or(Ok(()), crate::cluster::check_authorities)
+        .map_err(|what| {
+            invalid(
+                format!("spec.ca {what}"),
+                "give certificates as PEM; they are in the cluster's kubeconfig",
+            )
+        })?;
+    if let Some(Tenant { namespace, name }) = &spec.tenant {
+        for (field, value) in [("namespace", namespace), ("name", name)] {
+            intent::check_name(value).map_err(|problem| {
+                let text = format!("spec.tenant.{field}: {}", problem.message);
+                invalid(text, problem.advice)
+            })?;
+        }
     }
-    if spec.ca.contains("PRIVATE KEY") {
-        return Err(invalid(
-            "spec.ca holds a private key",
-            "give certificates only",
-        ));
+    if let Some(kubeconfig) = &cluster.secrets.kubeconfig {
+        Kubeconfig::parse(kubeconfig.expose()).map_err(|what| {
+            invalid(
+                format!("secrets.kubeconfig {what}"),
+                "give what `kubectl config view --raw --flatten --minify` prints, of a user with a \
+                 token or a client certificate",
+            )
+        })?;
     }
     Ok(())
 }
@@ -204,10 +207,12 @@ mod tests {
     #[test]
     fn a_cluster_has_an_address_and_a_certificate() {
         let key = rcgen::generate_simple_self_signed(["c".to_owned()]).unwrap();
-        let spec = |endpoint: &str, ca: &str| ClusterSpec {
-            control_plane: ferrite_proto::catalog::ControlPlane::Kubeadm,
-            endpoint: endpoint.to_owned(),
-            ca: ca.to_owned(),
+        let spec = |endpoint: &str, ca: &str| {
+            let whole = json!({
+                "apiVersion": "ferrite/v1", "kind": "Cluster", "metadata": {"name": "c"},
+                "spec": {"endpoint": endpoint, "ca": ca},
+            });
+            serde_json::from_value::<Cluster>(whole).unwrap()
         };
         let pem = key.cert.pem();
         check_cluster(&spec("https://c:6443", &pem)).unwrap();

@@ -40,7 +40,8 @@ use axum::response::Response;
 use axum::routing::{delete, get, post, put};
 use axum::{Extension, Json, Router};
 use ferrite_proto::agent_api;
-use ferrite_proto::catalog::{Cluster, Image, Profile};
+use ferrite_proto::catalog::{Image, Profile};
+use ferrite_proto::cluster::Cluster;
 use ferrite_proto::problem::{Code, Problem};
 
 use self::arrival::Bodies;
@@ -56,6 +57,7 @@ use crate::access::registry::Registry;
 use crate::access::table::TABLE;
 use crate::boots::Boots;
 use crate::cli::client::VERSION_HEADER;
+use crate::cluster::Clusters;
 use crate::hosts::Hosts;
 use crate::lifecycle::driver::Driver;
 use crate::lifecycle::execute::World;
@@ -78,6 +80,9 @@ pub(crate) struct App {
     pub(crate) boots: Arc<Boots>,
     /// Limits, and how we are reached.
     pub(crate) world: Arc<World>,
+    /// Where hosts join.
+    #[expect(dead_code, reason = "the lifecycle's joining uses it")]
+    pub(crate) clusters: Arc<Clusters>,
     /// Goes round for new hosts, too.
     pub(crate) driver: Arc<Driver>,
     /// Hex SHA-256 of the operators' token.

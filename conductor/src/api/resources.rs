@@ -9,7 +9,8 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use ferrite_proto::catalog::{Cluster, Image, Profile};
+use ferrite_proto::catalog::{Image, Profile};
+use ferrite_proto::cluster::Cluster;
 use ferrite_proto::merge;
 use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::resource::Metadata;
@@ -40,6 +41,10 @@ pub(crate) trait Resource: Serialize + DeserializeOwned + Send + Sync + 'static 
     fn metadata(&self) -> &Metadata;
     /// Whether its spec can be used.
     fn check(&self) -> Result<(), Problem>;
+    /// What of it is sealed, and never shown.
+    fn secret(&self) -> Option<Value> {
+        None
+    }
 }
 
 macro_rules! resource {
@@ -58,7 +63,19 @@ macro_rules! resource {
 
 resource!(Image, catalog::check_image);
 resource!(Profile, catalog::check_profile);
-resource!(Cluster, catalog::check_cluster);
+
+impl Resource for Cluster {
+    const KIND: &'static str = crate::cluster::KIND;
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+    fn check(&self) -> Result<(), Problem> {
+        catalog::check_cluster(self)
+    }
+    fn secret(&self) -> Option<Value> {
+        (!self.secrets.is_empty()).then(|| json!(self.secrets))
+    }
+}
 
 /// `GET /v1/images` and the like.
 pub(crate) async fn list<R: Resource>(
@@ -121,7 +138,7 @@ fn source<R: Resource>() -> Source {
 /// A document as people see it.
 fn shown<R: Resource>(document: &Document) -> Value {
     let body = &document.body;
-    json!({
+    let mut shown = json!({
         "apiVersion": "ferrite/v1",
         "kind": R::KIND,
         "metadata": {
@@ -134,7 +151,11 @@ fn shown<R: Resource>(document: &Document) -> Value {
             "creationTimestamp": document.created,
         },
         "spec": body["spec"],
-    })
+    });
+    if !body["status"].is_null() {
+        shown["status"] = body["status"].clone();
+    }
+    shown
 }
 
 fn answer<R: Resource>(status: StatusCode, document: &Document) -> Response {
@@ -239,7 +260,9 @@ async fn replace<R: Resource>(
 ) -> Answered {
     let document = draft(resource, before.as_deref())?;
     match before {
-        Some(before) if document.body == before.body => Ok(answer::<R>(StatusCode::OK, &before)),
+        Some(before) if document.body == before.body && document.secret == before.secret => {
+            Ok(answer::<R>(StatusCode::OK, &before))
+        }
         Some(before) => write::<R>(app, document, Expect::Revision(before.revision), query).await,
         None => write::<R>(app, document, Expect::Absent, query).await,
     }
@@ -262,11 +285,24 @@ fn draft<R: Resource>(resource: &R, before: Option<&Document>) -> Result<Documen
     resource.check()?;
     compare(metadata, before)?;
     let spec = serde_json::to_value(resource).unwrap_or_default()["spec"].take();
+    // What is sealed cannot be read: a change that has nothing of it leaves it as it is.
+    let kept = before.and_then(|before| before.secret.clone());
+    let secret = resource.secret().or_else(|| kept.clone());
     let generation = before.map_or(1, |before| {
         let old = before.body["generation"].as_u64().unwrap_or(1);
-        old + u64::from(before.body["spec"] != spec)
+        old + u64::from(before.body["spec"] != spec || secret != kept)
     });
     let uid = before.and_then(|before| before.body["uid"].as_str().map(str::to_owned));
+    let mut body = json!({
+        "uid": uid.unwrap_or_else(token::uid),
+        "labels": metadata.labels,
+        "annotations": metadata.annotations,
+        "generation": generation,
+        "spec": spec,
+    });
+    if let Some(status) = before.and_then(|before| before.body.get("status")) {
+        body["status"] = status.clone();
+    }
     Ok(Document {
         kind: R::KIND.to_owned(),
         name: metadata.name.clone(),
@@ -274,14 +310,8 @@ fn draft<R: Resource>(resource: &R, before: Option<&Document>) -> Result<Documen
         revision: before.map_or(0, |before| before.revision),
         created: before.map_or_else(clock::now, |before| before.created),
         expires: None,
-        body: json!({
-            "uid": uid.unwrap_or_else(token::uid),
-            "labels": metadata.labels,
-            "annotations": metadata.annotations,
-            "generation": generation,
-            "spec": spec,
-        }),
-        secret: None,
+        body,
+        secret,
     })
 }
 

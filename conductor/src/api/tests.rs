@@ -100,6 +100,10 @@ impl Conductor {
         let stop = CancellationToken::new();
         let driver = Arc::new(Driver::start(Arc::clone(&world), stop.clone()));
         let app = App {
+            clusters: Arc::new(crate::cluster::Clusters::new(
+                hosts.documents(),
+                ferrite_proto::address::Policy::OthersAndLoopback,
+            )),
             hosts,
             boots,
             world,

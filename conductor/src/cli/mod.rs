@@ -19,7 +19,7 @@ mod get;
 mod host;
 mod image;
 mod import;
-mod kind;
+pub(crate) mod kind;
 mod log;
 mod manifest;
 mod metal3;

@@ -103,6 +103,10 @@ pub(super) async fn start(sim: &Arc<Sim>) {
     let stop = CancellationToken::new();
     let driver = Arc::new(Driver::start(Arc::clone(&world), stop.clone()));
     let app = Arc::new(App {
+        clusters: Arc::new(crate::cluster::Clusters::new(
+            hosts.documents(),
+            ferrite_proto::address::Policy::Others,
+        )),
         hosts: Arc::clone(&hosts),
         boots: Arc::clone(&boots),
         world,

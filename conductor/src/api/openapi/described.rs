@@ -7,7 +7,8 @@ use ferrite_proto::api::{
     EventList, Explanation, FleetEvents, FleetTimeline, HostList, LogLines, Provision, Timeline,
     Version,
 };
-use ferrite_proto::catalog::{Cluster, ClusterList, Image, ImageList, Profile, ProfileList};
+use ferrite_proto::catalog::{Image, ImageList, Profile, ProfileList};
+use ferrite_proto::cluster::{Cluster, ClusterList};
 use ferrite_proto::host::{Host, HostManifest};
 use ferrite_proto::inventory::Inventory;
 use ferrite_proto::operation::{Approve, Clean, Rescue, RescuePassword, Service};

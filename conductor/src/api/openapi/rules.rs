@@ -259,6 +259,13 @@ fn catalog() -> Vec<Rule> {
         "pattern": r"^https://[^/?#@\\\s]+/?$"});
     vec![
         rule("ClusterSpec", "/properties/endpoint", endpoint),
+        rule("Tenant", "/properties/namespace", name()),
+        rule("Tenant", "/properties/name", name()),
+        rule(
+            "ClusterSecrets",
+            "/properties/kubeconfig",
+            json!({"oneOf": [{"type": "null"}, {"type": "string", "format": "kubeconfig"}]}),
+        ),
         rule(
             "ClusterSpec",
             "/properties/ca",

@@ -1,0 +1,346 @@
+//! Bootstrap tokens: made for one host, proved to work, and gone when it has joined, or was not in
+//! time.
+//!
+//! A token's id is written down before the cluster gets it, and struck out after the cluster has
+//! lost it. The token itself is told once and kept nowhere.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferrite_proto::problem::{Code, Problem};
+use ferrite_proto::secret::Secret;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+
+use super::token::{self, SECRETS, Token};
+use super::{Clusters, Place};
+use crate::clock;
+use crate::store::{Document, Expect};
+
+/// The kind of the documents that tell which tokens are out.
+pub(super) const MINTED: &str = "MintedToken";
+/// How long the cluster may take to sign.
+const SIGNING: Duration = Duration::from_secs(20);
+/// Between looks.
+const PAUSE: Duration = Duration::from_millis(500);
+const CLUSTER_INFO: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
+
+/// For whom a token is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostRun {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its uid: a host that is enrolled anew under the same name is another.
+    pub(crate) uid: String,
+    /// Which of its deployments.
+    pub(crate) run: String,
+}
+
+/// What a host needs to join.
+#[derive(Debug, Clone)]
+pub(crate) struct Material {
+    /// `host:port`.
+    pub(crate) endpoint: String,
+    /// `id.secret`.
+    pub(crate) token: Secret<String>,
+    /// To revoke it by.
+    pub(crate) token_id: String,
+    /// The cluster's CA.
+    pub(crate) ca_pem: String,
+    /// Its pins: `sha256:…`.
+    pub(crate) ca_hashes: Vec<String>,
+    /// `v1.34.1`.
+    pub(crate) kubernetes_version: String,
+    /// The token's end.
+    pub(crate) expires: Timestamp,
+}
+
+/// `cluster-info`, as anybody may read it.
+pub(super) struct ClusterInfo {
+    pub(super) kubeconfig: String,
+    data: Value,
+}
+
+impl ClusterInfo {
+    /// Whether there is a signature of this token, and whether it holds.
+    fn signed(&self, token: &Token) -> Option<bool> {
+        let signature = self.data[format!("jws-kubeconfig-{}", token.id)].as_str()?;
+        Some(token.signed(&self.kubeconfig, signature))
+    }
+}
+
+impl Clusters {
+    /// Mints a token for a host; what it had before is revoked. Waits until the cluster has signed
+    /// for it, so that whoever gets it can use it at once.
+    pub(crate) async fn mint(
+        &self,
+        cluster: &str,
+        host: &HostRun,
+        ttl: Duration,
+    ) -> Result<Material, Problem> {
+        let place = self.find(cluster).await?;
+        place.obstacle()?;
+        self.revoke_of(cluster, &host.uid).await?;
+        let version = version(&place).await?;
+        let token = Token::random();
+        let ttl = SignedDuration::try_from(ttl).unwrap_or(SignedDuration::from_mins(15));
+        let expires = clock::now().checked_add(ttl).unwrap_or(Timestamp::MAX);
+        let description = format!("Ferrite: host {}, run {}", host.name, host.run);
+        self.note(cluster, &token.id, Some(host), expires).await?;
+        let made = prove(&place, &token, &description, expires).await;
+        if let Err(problem) = made {
+            self.let_go(cluster, &token.id).await;
+            return Err(problem);
+        }
+        Ok(Material {
+            endpoint: place.host_port(),
+            token: token.whole(),
+            token_id: token.id,
+            ca_pem: place.ca.clone(),
+            ca_hashes: token::pins(&place.ca),
+            kubernetes_version: version,
+            expires,
+        })
+    }
+
+    /// Removes a token. When the cluster does not answer it is removed later, and this is an error
+    /// only for whoever wants to know.
+    pub(crate) async fn revoke(&self, cluster: &str, token_id: &str) -> Result<(), Problem> {
+        let name = document_name(cluster, token_id);
+        if let Some(noted) = self.documents.get(MINTED, &name) {
+            let mut due = noted.as_ref().clone();
+            due.body["revoke_after"] = json!(clock::now());
+            let expect = Expect::Revision(noted.revision);
+            match self.documents.put(due, expect, Vec::new()).await {
+                // Somebody else is at it.
+                Err(problem) if problem.code == Code::Conflict => {}
+                put => drop(put?),
+            }
+        }
+        self.strike(cluster, token_id).await
+    }
+
+    /// Removes tokens whose time is over, or that could not be removed before.
+    pub(super) async fn sweep_tokens(&self) {
+        let now = clock::now();
+        for noted in self.documents.list(MINTED) {
+            let due = noted.body["revoke_after"].as_str();
+            let due = due.and_then(|due| due.parse::<Timestamp>().ok());
+            if due.is_some_and(|due| due > now) {
+                continue;
+            }
+            let (Some(cluster), Some(id)) =
+                (noted.body["cluster"].as_str(), noted.body["token"].as_str())
+            else {
+                continue;
+            };
+            // A cluster that was removed keeps its tokens until they expire there.
+            let gone = self.documents.get(super::KIND, cluster).is_none();
+            let struck = if gone {
+                self.forget(cluster, id).await
+            } else {
+                self.strike(cluster, id).await
+            };
+            if let Err(problem) = struck {
+                tracing::warn!(%cluster, token = %id, %problem, "a token is not removed yet");
+            }
+        }
+    }
+
+    async fn revoke_of(&self, cluster: &str, uid: &str) -> Result<(), Problem> {
+        for noted in self.documents.list(MINTED) {
+            let body = &noted.body;
+            if body["cluster"] == cluster && body["host"] == uid {
+                let id = body["token"].as_str().unwrap_or_default();
+                self.revoke(cluster, id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes down that a token is about to be out.
+    pub(super) async fn note(
+        &self,
+        cluster: &str,
+        id: &str,
+        host: Option<&HostRun>,
+        expires: Timestamp,
+    ) -> Result<(), Problem> {
+        let body = json!({
+            "cluster": cluster,
+            "token": id,
+            "host": host.map(|host| &host.uid),
+            "run": host.map(|host| &host.run),
+            "revoke_after": expires,
+        });
+        let document = Document::new(MINTED, &document_name(cluster, id), clock::now(), body);
+        let put = self.documents.put(document, Expect::Absent, Vec::new());
+        put.await.map(|_| ())
+    }
+
+    /// Removes a token that nobody was told; the sweep does it when this fails.
+    pub(super) async fn let_go(&self, cluster: &str, id: &str) {
+        if let Err(problem) = self.revoke(cluster, id).await {
+            tracing::warn!(%cluster, token = %id, %problem, "a token is removed later");
+        }
+    }
+
+    async fn strike(&self, cluster: &str, id: &str) -> Result<(), Problem> {
+        let place = self.place(cluster).await?;
+        let path = format!("{SECRETS}/{}", token::name_of(id));
+        place.wire.remove(&path, None).await?;
+        tracing::info!(%cluster, token = %id, "bootstrap token removed");
+        self.forget(cluster, id).await
+    }
+
+    async fn forget(&self, cluster: &str, id: &str) -> Result<(), Problem> {
+        let name = document_name(cluster, id);
+        let Some(noted) = self.documents.get(MINTED, &name) else {
+            return Ok(());
+        };
+        let expect = Expect::Revision(noted.revision);
+        match self
+            .documents
+            .remove(MINTED, &name, expect, Vec::new())
+            .await
+        {
+            Err(problem) if matches!(problem.code, Code::Conflict | Code::NotFound) => Ok(()),
+            removed => removed.map(|_| ()),
+        }
+    }
+}
+
+fn document_name(cluster: &str, id: &str) -> String {
+    format!("{cluster}.{id}")
+}
+
+/// Gives the cluster a token, and waits until it vouches for itself with it.
+pub(super) async fn prove(
+    place: &Arc<Place>,
+    token: &Token,
+    description: &str,
+    expires: Timestamp,
+) -> Result<ClusterInfo, Problem> {
+    place
+        .wire
+        .create(SECRETS, &token.object(description, expires))
+        .await?;
+    let deadline = tokio::time::Instant::now() + SIGNING;
+    loop {
+        let info = cluster_info(place).await?;
+        match info.signed(token) {
+            Some(true) => {
+                check_info(place, &info)?;
+                return Ok(info);
+            }
+            // It is signed anew after each change.
+            Some(false) | None if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            signed => return Err(unsigned(place, signed.is_some()).await),
+        }
+    }
+}
+
+async fn unsigned(place: &Place, wrongly: bool) -> Problem {
+    let who = format!("cluster {}", place.cluster);
+    if wrongly {
+        return Problem::new(
+            Code::ClusterInfo,
+            format!("{who}: the signature in cluster-info is not of the token that was made"),
+            "look who writes kube-public/cluster-info; it is tried again",
+        );
+    }
+    let wait = SIGNING.as_secs();
+    let advice = match skew(place).await {
+        Some(skew) if skew.unsigned_abs() >= Duration::from_mins(1) => format!(
+            "the cluster's clock is {} s from the conductor's: a token may have expired before it \
+             was made; set both clocks; it is tried again",
+            skew.as_secs()
+        ),
+        _ => "bootstrapsigner must run in kube-controller-manager \
+              (--controllers=*,bootstrapsigner,tokencleaner); it is tried again"
+            .to_owned(),
+    };
+    let text =
+        format!("{who}: no signature for a new bootstrap token in cluster-info after {wait} s");
+    Problem::new(Code::ClusterTokenUnsigned, text, advice)
+}
+
+/// By how much the cluster's clock is ahead of ours.
+pub(super) async fn skew(place: &Place) -> Option<SignedDuration> {
+    let answer = place
+        .wire
+        .call(&reqwest::Method::GET, "/version", None)
+        .await;
+    Some(answer.ok()?.at?.duration_since(clock::now()))
+}
+
+/// `cluster-info`, asked for as a host would.
+pub(super) async fn cluster_info(place: &Place) -> Result<ClusterInfo, Problem> {
+    let wrong = |what: &str| {
+        let text = format!("cluster {}: {what}", place.cluster);
+        let advice = "`kubeadm init phase bootstrap-token` writes it; it is tried again";
+        Problem::new(Code::ClusterInfo, text, advice)
+    };
+    let found = place.open.get(CLUSTER_INFO).await?;
+    let mut found = found.ok_or_else(|| wrong("there is no kube-public/cluster-info"))?;
+    let data = found["data"].take();
+    let kubeconfig = data["kubeconfig"].as_str().map(str::to_owned);
+    let kubeconfig = kubeconfig.ok_or_else(|| wrong("cluster-info has no kubeconfig"))?;
+    Ok(ClusterInfo { kubeconfig, data })
+}
+
+/// Whether `cluster-info` names the CA that we pin: else every host would refuse to join.
+pub(super) fn check_info(place: &Place, info: &ClusterInfo) -> Result<(), Problem> {
+    let theirs = info.authorities();
+    let ours = token::pins(&place.ca);
+    if theirs.iter().any(|pin| ours.contains(pin)) {
+        return Ok(());
+    }
+    let text = format!(
+        "cluster {}: cluster-info names the CA {}, and we pin {}",
+        place.cluster,
+        theirs.first().map_or("of nobody", String::as_str),
+        ours.join(", "),
+    );
+    let advice = "the CA was rotated, or this is another cluster: give a new kubeconfig, or let \
+                  Kamaji end the rotation; it is tried again";
+    Err(Problem::new(Code::ClusterInfo, text, advice))
+}
+
+impl ClusterInfo {
+    /// Pins of the CA that it names.
+    fn authorities(&self) -> Vec<String> {
+        use base64::Engine;
+        let read: Option<Value> = serde_saphyr::from_str(&self.kubeconfig).ok();
+        let data = read.as_ref().and_then(|read| {
+            read.pointer("/clusters/0/cluster/certificate-authority-data")?
+                .as_str()
+        });
+        let pem = data.and_then(|data| base64::prelude::BASE64_STANDARD.decode(data).ok());
+        let pem = pem.and_then(|pem| String::from_utf8(pem).ok());
+        token::pins(&pem.unwrap_or_default())
+    }
+
+    /// The server that it names: kubeadm goes there after the discovery.
+    pub(super) fn server(&self) -> Option<String> {
+        let read: Option<Value> = serde_saphyr::from_str(&self.kubeconfig).ok();
+        let server = read
+            .as_ref()?
+            .pointer("/clusters/0/cluster/server")?
+            .as_str()?;
+        super::origin(server)
+    }
+}
+
+/// The version of the API server.
+pub(super) async fn version(place: &Place) -> Result<String, Problem> {
+    let found = place.wire.get("/version").await?.unwrap_or_default();
+    let version = found["gitVersion"].as_str().map(super::wire::short);
+    version.ok_or_else(|| {
+        let text = format!("cluster {}: its API server tells no version", place.cluster);
+        let advice = "look whether an API server is at its address; it is tried again";
+        Problem::new(Code::ClusterProtocol, text, advice)
+    })
+}
