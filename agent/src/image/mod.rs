@@ -18,6 +18,7 @@ mod plain;
 mod qcow2;
 mod read_back;
 mod refusal;
+mod zeros;
 
 #[cfg(test)]
 #[path = "fault_tests.rs"]

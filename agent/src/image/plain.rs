@@ -97,7 +97,7 @@ impl Writing<'_> {
     /// Writes everything but what [`Edges`] hold back.
     fn copy(&mut self, stream: &ImageStream, first: Piece) -> Result<Copied, Problem> {
         let device = &self.target.device;
-        let (limit, sector) = (device.bytes(), device.sector());
+        let limit = device.bytes();
         let mut writer = Writer::new(device, self.edges.body().start);
         let mut length = 0;
         let mut next = Some(first);
@@ -109,18 +109,7 @@ impl Writing<'_> {
                 let needs = format!("at least {}", shown(length));
                 return Err(too_large(self.target.image, &needs, limit));
             }
-            // A disk takes whole sectors; behind the image's end, the last has zeros.
-            let whole = piece
-                .length
-                .next_multiple_of(usize::try_from(sector).unwrap_or(4096));
-            piece.buffer[piece.length..whole].fill(0);
-            self.edges.hold(&mut piece.buffer[..whole], start);
-            let done = writer.position().saturating_sub(start);
-            let done = usize::try_from(done).unwrap_or(whole).min(whole);
-            if let Some(read_back) = &mut self.read_back {
-                read_back.remember(&piece.buffer[done..whole], writer.position());
-            }
-            writer.push(&piece.buffer[done..whole])?;
+            self.put(&mut writer, &mut piece, start)?;
             stream.recycle(piece);
             self.meter.parts = Parts {
                 fetched: stream.consumed(),
@@ -137,5 +126,30 @@ impl Writing<'_> {
             written,
             zeroed,
         })
+    }
+
+    /// Writes a piece of the image that begins at `start`, but what is held back of it.
+    fn put(
+        &mut self,
+        writer: &mut Writer<'_, '_>,
+        piece: &mut Piece,
+        start: u64,
+    ) -> Result<(), Problem> {
+        // A disk takes whole sectors; behind the image's end, the last has zeros.
+        let sector = usize::try_from(self.target.device.sector()).unwrap_or(4096);
+        let whole = piece.length.next_multiple_of(sector);
+        let end = start + whole as u64;
+        if piece.zero && self.read_back.is_none() && !self.edges.touch(start..end) {
+            return Ok(writer.push_zeros(whole as u64)?);
+        }
+        piece.buffer[piece.length..whole].fill(0);
+        self.edges.hold(&mut piece.buffer[..whole], start);
+        let done = writer.position().saturating_sub(start);
+        let done = usize::try_from(done).unwrap_or(whole).min(whole);
+        let bytes = &piece.buffer[done..whole];
+        if let Some(read_back) = &mut self.read_back {
+            read_back.remember(bytes, writer.position());
+        }
+        Ok(writer.push(bytes)?)
     }
 }

@@ -1,6 +1,7 @@
 //! `--verify` for what comes as a stream: what was written is remembered by its digests, and read
 //! back before the disk becomes bootable.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ferrite_proto::problem::Problem;
@@ -30,6 +31,17 @@ impl ReadBack {
                 length: bytes.len(),
                 digest: blake3::hash(bytes).into(),
             });
+        }
+    }
+
+    /// Remembers that a range became zeros.
+    pub(super) fn remember_zeros(&mut self, range: Range<u64>) {
+        let zeros = vec![0; PIECE];
+        let mut at = range.start;
+        while at < range.end {
+            let part = usize::try_from(range.end - at).map_or(PIECE, |left| left.min(PIECE));
+            self.remember(&zeros[..part], at);
+            at += part as u64;
         }
     }
 

@@ -7,18 +7,18 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender};
 
 use ferrite_imaging::decompress::{MEMORY, decoder};
+use ferrite_imaging::is_zero;
 use ferrite_proto::image::Compression;
 use ferrite_proto::problem::{Code, Problem};
 
 use super::{Chunk, PIECE, Piece, State, offer, spawn, take};
-use crate::disk::aligned::Aligned;
 
 /// The stage's surroundings.
 pub(super) struct Work {
     pub(super) state: Arc<State>,
     pub(super) compressed: Receiver<Arc<Chunk>>,
     pub(super) pieces: SyncSender<Piece>,
-    pub(super) spares: Receiver<Aligned>,
+    pub(super) spares: Receiver<Piece>,
     pub(super) declared: Option<Compression>,
     pub(super) url: String,
 }
@@ -49,17 +49,30 @@ impl Work {
         let plain = compression == Compression::None;
         state.plain.store(plain, Ordering::Release);
         let broken = |error: io::Error| broken(&error, compression, state, &self.url);
+        if plain {
+            return self.hand_on(|piece| copy(&mut source, piece).map_err(broken));
+        }
         let mut decoder = decoder(compression, source, MEMORY).map_err(broken)?;
-        loop {
-            let Some(mut buffer) = take(&self.spares, state) else {
-                return Ok(());
-            };
-            let length = fill(&mut decoder, &mut buffer).map_err(broken)?;
-            let piece = Piece { buffer, length };
-            if length == 0 || !offer(&self.pieces, piece, state) || length < PIECE {
-                return Ok(());
+        self.hand_on(|piece| {
+            piece.zero = false;
+            piece.length = fill(&mut decoder, &mut piece.buffer).map_err(broken)?;
+            Ok(())
+        })
+    }
+
+    /// Hands on pieces as they are filled, until one is not full.
+    fn hand_on(
+        &self,
+        mut fill: impl FnMut(&mut Piece) -> Result<(), Problem>,
+    ) -> Result<(), Problem> {
+        while let Some(mut piece) = take(&self.spares, &self.state) {
+            fill(&mut piece)?;
+            let length = piece.length;
+            if length == 0 || !offer(&self.pieces, piece, &self.state) || length < PIECE {
+                break;
             }
         }
+        Ok(())
     }
 }
 
@@ -85,6 +98,31 @@ fn agreed(
         )),
         _ => Ok(found),
     }
+}
+
+/// The file's own bytes become a piece. Most of a disk image is zeros: those are looked at, and not
+/// copied where they are already.
+fn copy(source: &mut impl BufRead, piece: &mut Piece) -> io::Result<()> {
+    let mut only_zeros = true;
+    piece.length = 0;
+    while piece.length < PIECE {
+        let bytes = source.fill_buf()?;
+        let count = bytes.len().min(PIECE - piece.length);
+        if count == 0 {
+            break;
+        }
+        let bytes = &bytes[..count];
+        let zeros = is_zero(bytes);
+        only_zeros &= zeros;
+        if !(zeros && piece.zero) {
+            piece.zero = false;
+            piece.buffer[piece.length..piece.length + count].copy_from_slice(bytes);
+        }
+        source.consume(count);
+        piece.length += count;
+    }
+    piece.zero |= only_zeros && piece.length == PIECE;
+    Ok(())
 }
 
 /// Reads until the buffer is full or the image ends.
@@ -162,5 +200,37 @@ impl Read for Chunks<'_> {
         buffer[..count].copy_from_slice(&available[..count]);
         self.consume(count);
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A buffer that was used before holds, and says of itself, what came last.
+    #[test]
+    fn a_piece_is_what_came_and_knows_whether_it_is_zeros() {
+        let noise = vec![7; PIECE];
+        let zeros = vec![0; PIECE];
+        let mixed = [&noise[..PIECE / 2], &zeros[..PIECE / 2]].concat();
+        let mut piece = Piece::empty();
+        for (bytes, zero) in [
+            (&zeros[..], true),
+            (&zeros[..1000], true),
+            (&mixed[..], false),
+            (&zeros[..1000], false),
+            (&zeros[..], true),
+            (&noise[..], false),
+            (&mixed[..], false),
+            (&zeros[..], true),
+            (&noise[..5], false),
+        ] {
+            // In parts that do not meet the piece's ends.
+            let mut source = io::BufReader::with_capacity(300_000, bytes);
+            copy(&mut source, &mut piece).unwrap();
+            assert_eq!(piece.zero, zero);
+            assert!(piece.buffer[..piece.length] == *bytes);
+            assert!(!piece.zero || is_zero(&piece.buffer));
+        }
     }
 }

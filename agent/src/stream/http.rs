@@ -25,18 +25,26 @@ use super::{GLANCE, reach};
 /// A server that says when to come back is not waited for longer than that.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
-/// Drives the connections of a source, on a few threads of its own.
+/// Drives the connections of a source.
 #[derive(Debug)]
 pub(super) struct Engine(Option<Runtime>);
 
 impl Engine {
-    pub(super) fn start() -> std::io::Result<Self> {
+    /// For readers on many threads: its own drive their connections.
+    pub(super) fn for_many() -> std::io::Result<Self> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let runtime = Builder::new_multi_thread()
             .worker_threads(threads.min(4))
             .thread_name("network")
             .enable_all()
             .build()?;
+        Ok(Self(Some(runtime)))
+    }
+
+    /// For one reader at a time, which drives its connection while it waits: nothing is handed
+    /// from thread to thread, and what the kernel gave is still in the processor's cache.
+    pub(super) fn for_one() -> std::io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
         Ok(Self(Some(runtime)))
     }
 

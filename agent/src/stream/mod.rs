@@ -93,6 +93,18 @@ pub(crate) struct Piece {
     pub(crate) buffer: Aligned,
     /// How many of them count. Only the last piece has fewer than [`PIECE`].
     pub(crate) length: usize,
+    /// Known to be zeros, all of the buffer. Whoever writes anything else there says so.
+    pub(crate) zero: bool,
+}
+
+impl Piece {
+    fn empty() -> Self {
+        Self {
+            buffer: Aligned::zeroed(PIECE),
+            length: 0,
+            zero: true,
+        }
+    }
 }
 
 /// What a stream came to.
@@ -109,7 +121,7 @@ pub(crate) struct Fetched {
 pub(crate) struct ImageStream {
     state: Arc<State>,
     pieces: Receiver<Piece>,
-    spare: Sender<Aligned>,
+    spare: Sender<Piece>,
     digest: Option<JoinHandle<Digest>>,
     image: ImageRef,
     source: Source,
@@ -134,7 +146,7 @@ impl ImageStream {
         let (to_write, pieces) = mpsc::sync_channel(PIECES);
         let (spare, spares) = mpsc::channel();
         for _ in 0..PIECES {
-            let _ = spare.send(Aligned::zeroed(PIECE));
+            let _ = spare.send(Piece::empty());
         }
         let mut outlets = vec![to_decompress];
         let digest = match &image.digest {
@@ -178,7 +190,7 @@ impl ImageStream {
 
     /// Gives a buffer back.
     pub(crate) fn recycle(&self, piece: Piece) {
-        let _ = self.spare.send(piece.buffer);
+        let _ = self.spare.send(piece);
     }
 
     /// Bytes of the file that have passed.

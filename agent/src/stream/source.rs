@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use ferrite_imaging::ReadAt;
 use ferrite_proto::address::Refused;
-use ferrite_proto::image::ImageRef;
+use ferrite_proto::image::{Format, ImageRef};
 use ferrite_proto::problem::{Code, Problem};
 use reqwest::{Response, StatusCode};
 
@@ -199,12 +199,22 @@ impl Source {
         };
         let others = image.mirrors.iter().map(|url| Remote::new(url, terms));
         let mirrors = std::iter::once(Ok(first)).chain(others);
-        Self::web(mirrors.collect::<Result<_, _>>()?, terms, stop)
+        let mirrors = mirrors.collect::<Result<_, _>>()?;
+        let engine = match image.format {
+            Format::Packed => Engine::for_many(),
+            Format::Raw | Format::Qcow2 => Engine::for_one(),
+        };
+        Self::web(mirrors, engine, terms, stop)
     }
 
     /// Something at a URL that is no image.
     pub(super) fn of_url(url: &str, terms: &Terms, stop: Stop) -> Result<Self, FetchError> {
-        Self::web(vec![Remote::new(url, terms)?], terms, stop)
+        Self::web(
+            vec![Remote::new(url, terms)?],
+            Engine::for_one(),
+            terms,
+            stop,
+        )
     }
 
     /// Something of a registry's API, of the server that `named` is on.
@@ -216,7 +226,7 @@ impl Source {
         stop: Stop,
     ) -> Result<Self, FetchError> {
         let remote = Remote::of_registry(url, named, Some(accept), terms)?;
-        Self::web(vec![remote], terms, stop)
+        Self::web(vec![remote], Engine::for_one(), terms, stop)
     }
 
     fn local(path: &Path, stop: Stop) -> Result<Self, FetchError> {
@@ -225,8 +235,13 @@ impl Source {
         Ok(Self::at(place, length, stop))
     }
 
-    fn web(mirrors: Vec<Remote>, terms: &Terms, stop: Stop) -> Result<Self, FetchError> {
-        let web = Web::new(mirrors, terms.patience)?;
+    fn web(
+        mirrors: Vec<Remote>,
+        engine: io::Result<Engine>,
+        terms: &Terms,
+        stop: Stop,
+    ) -> Result<Self, FetchError> {
+        let web = Web::new(mirrors, engine, terms.patience)?;
         Ok(Self::at(Place::Web(web), OnceLock::new(), stop))
     }
 
@@ -310,8 +325,12 @@ fn local(path: &Path, length: &OnceLock<Length>) -> Result<Place, FetchError> {
 }
 
 impl Web {
-    fn new(mirrors: Vec<Remote>, patience: Patience) -> Result<Self, FetchError> {
-        let engine = Engine::start().map_err(|error| FetchError::Setup {
+    fn new(
+        mirrors: Vec<Remote>,
+        engine: io::Result<Engine>,
+        patience: Patience,
+    ) -> Result<Self, FetchError> {
+        let engine = engine.map_err(|error| FetchError::Setup {
             url: mirrors
                 .first()
                 .map_or_else(String::new, |first| first.url.clone()),

@@ -11,8 +11,9 @@ use crate::disk::{Device, DiskError};
 const BLOCK: usize = 64 << 10;
 /// Shorter runs are written: a request of their own would cost more.
 const WORTH: u64 = 256 << 10;
-/// Longest run that is told at once, so that a cancelled step ends soon.
-const LONGEST: u64 = 1 << 30;
+/// Longest run that is told at once: while a disk works on one, what comes has to wait, and only a
+/// few MiB of it can.
+const LONGEST: u64 = 64 << 20;
 /// Without direct writes, how much may wait in the page cache.
 const UNFLUSHED: u64 = 128 << 20;
 

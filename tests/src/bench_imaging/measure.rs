@@ -2,7 +2,7 @@
 //!
 //! Processor time is that of all children and theirs, as the kernel counts it when they are waited
 //! for. The loop device's and the page cache's own kernel threads are nobody's. Memory is looked at
-//! 50 times a second.
+//! 20 times a second.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::disk::Disk;
 use super::serve::Server;
 
-const GLANCE: Duration = Duration::from_millis(20);
+const GLANCE: Duration = Duration::from_millis(50);
 /// Length of one of the kernel's ticks in `/proc/PID/stat`.
 const TICK_SECONDS: f64 = 0.01;
 

@@ -7,6 +7,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread::ScopedJoinHandle;
 
 use ferrite_imaging::is_zero;
 use ferrite_imaging::packed::{Index, Unpacker};
@@ -19,6 +20,7 @@ use super::{Begun, Edges, Target, internal, open};
 use crate::disk::DiskError;
 use crate::disk::aligned::Aligned;
 use crate::image::content::Content;
+use crate::image::zeros::Zeros;
 use crate::stream::source::{FetchError, Reader, Source};
 use crate::stream::write::Writer;
 
@@ -68,24 +70,94 @@ impl Hands {
 
 impl Work<'_> {
     /// Makes all chunks right. Unless `comparing`, none is looked at before it is written.
+    ///
+    /// Those of zeros are looked at as well, which is most of the reading: nothing cheaper is sure.
+    /// A block device does not say which of its blocks it has never been given (`SEEK_HOLE` knows
+    /// only files), what SCSI and NVMe could say of that is optional and often wrong, and zeroing
+    /// them again would be a write, and wear, where nothing has changed.
     pub(super) fn fill(&self, comparing: bool) -> Result<(), Problem> {
-        self.by_all(|run, hands| {
-            let mut needed = Vec::new();
-            for number in run.filter(|&number| !self.is_held(number)) {
-                if self.stopped() {
-                    return Ok(());
-                }
-                if comparing && self.is_right(number, hands) {
-                    add(&self.tally.skipped, u64::from(self.index.length(number)));
-                } else {
-                    needed.push(number);
-                }
-            }
-            for deed in deeds(self.index, &needed) {
-                self.perform(deed, hands)?;
-            }
-            Ok(())
+        if comparing {
+            return self.by_all(|run, hands| {
+                let needed = self.wrong_ones(run, hands);
+                self.perform_all(&needed, hands)
+            });
+        }
+        self.beside_zeros(|| {
+            self.by_all(|run, hands| {
+                let data =
+                    |number: &usize| !self.index.chunks[*number].zero && !self.is_held(*number);
+                self.perform_all(&run.filter(data).collect::<Vec<_>>(), hands)
+            })
         })
+    }
+
+    /// The chunks of a run that the disk does not have.
+    fn wrong_ones(&self, run: Range<usize>, hands: &mut Hands) -> Vec<usize> {
+        let mut wrong = Vec::new();
+        for number in run.filter(|&number| !self.is_held(number)) {
+            if self.stopped() {
+                break;
+            }
+            if self.is_right(number, hands) {
+                add(&self.tally.skipped, u64::from(self.index.length(number)));
+            } else {
+                wrong.push(number);
+            }
+        }
+        wrong
+    }
+
+    fn perform_all(&self, needed: &[usize], hands: &mut Hands) -> Result<(), Problem> {
+        for deed in deeds(self.index, needed) {
+            self.perform(deed, hands)?;
+        }
+        Ok(())
+    }
+
+    /// Zeroes all chunks of zeros while the others are written.
+    fn beside_zeros(&self, fill: impl FnOnce() -> Result<(), Problem>) -> Result<(), Problem> {
+        let zero = |number: &usize| self.index.chunks[*number].zero && !self.is_held(*number);
+        let numbers: Vec<_> = (0..self.index.chunks.len()).filter(zero).collect();
+        let ranges = deeds(self.index, &numbers).into_iter();
+        let zeros = Zeros::new(ranges.filter_map(|deed| match deed {
+            Deed::Zero(range) => Some(range),
+            Deed::Fetch { .. } => None,
+        }));
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("zeros".to_owned());
+            let beside = thread.spawn_scoped(scope, || self.zero_all(&zeros));
+            // Whatever is left when the data are written, both do.
+            let filled = fill().and_then(|()| self.zero_all(&zeros));
+            let beside = match beside.map(ScopedJoinHandle::join) {
+                Ok(joined) => joined.unwrap_or_else(|_| Err(internal("zeroing has ended"))),
+                // One thread fewer: all of it was done above.
+                Err(_) => Ok(()),
+            };
+            beside.and(filled)
+        })
+    }
+
+    fn zero_all(&self, zeros: &Zeros) -> Result<(), Problem> {
+        while let Some(range) = zeros.next() {
+            if self.stopped() {
+                return Ok(());
+            }
+            if let Err(error) = self.zero(range) {
+                self.stop.store(true, Ordering::Relaxed);
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a range of the image zeros, and what its last sector has beyond it.
+    fn zero(&self, range: Range<u64>) -> Result<(), DiskError> {
+        self.begun.begin()?;
+        let length = range.end - range.start;
+        let whole = length.next_multiple_of(self.target.device.sector());
+        self.target.device.zero(range.start, whole)?;
+        add(&self.tally.zeroed, length);
+        Ok(())
     }
 
     /// Reads all chunks back and compares them with the index.
@@ -215,14 +287,7 @@ impl Work<'_> {
             return Ok(());
         }
         match deed {
-            Deed::Zero(range) => {
-                self.begun.begin()?;
-                let length = range.end - range.start;
-                let whole = length.next_multiple_of(self.target.device.sector());
-                self.target.device.zero(range.start, whole)?;
-                add(&self.tally.zeroed, length);
-                Ok(())
-            }
+            Deed::Zero(range) => Ok(self.zero(range)?),
             Deed::Fetch { bytes, numbers } => self.fetch(bytes, &numbers, hands),
         }
     }

@@ -10,6 +10,7 @@ mod place;
 mod sort;
 
 use std::io::{self, Read};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
@@ -20,20 +21,17 @@ use ferrite_proto::image::{Compression, ImageRef};
 use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::step::ImageWritten;
 
-use super::read_back::ReadBack;
+use super::zeros::Zeros;
 use super::{Edges, Target};
 use crate::disk::gpt::HEAD;
 use crate::stream::meter::Meter;
 use crate::stream::source::{FetchError, Source, Stop};
 use crate::stream::terms::Terms;
-use crate::stream::write::Writer;
-use crate::stream::{Fetched, ImageStream, PIECE, Piece, cancelled_problem};
+use crate::stream::{Fetched, ImageStream, Piece, cancelled_problem};
 use layout::{Layout, NoLayout};
 use place::{Place, Placed};
 use sort::{Sorter, Unsorted};
 
-/// So much is zeroed at once, so that a cancelled step ends soon.
-const ZEROED: u64 = 256 << 20;
 /// How often it is looked whether the step has been cancelled.
 const GLANCE: Duration = Duration::from_millis(100);
 
@@ -113,6 +111,22 @@ impl Known {
         Ok(known)
     }
 
+    /// Where the disk shall have zeros: what the tables say nothing of, but what is held back.
+    fn zeros(&self, edges: &Edges, sector: u64) -> Vec<Range<u64>> {
+        let (body, size) = (edges.body(), self.layout.image.size());
+        let zeros = self.layout.zeros.iter().map(|&(start, length)| {
+            let end = start.saturating_add(length);
+            // A disk takes whole sectors; behind the image's end, the last has zeros.
+            let whole = if end == size {
+                end.next_multiple_of(sector)
+            } else {
+                end
+            };
+            start.max(body.start)..whole.min(body.end)
+        });
+        zeros.filter(|range| !range.is_empty()).collect()
+    }
+
     /// The parts of the disk's first MiB that the tables say nothing of.
     fn zeros_in_head(&self) -> impl Iterator<Item = &[u8]> {
         let at = |byte: u64| usize::try_from(byte).unwrap_or(HEAD).min(self.head.len());
@@ -137,6 +151,7 @@ impl Writing<'_> {
         edges: Edges,
     ) -> Result<(Edges, Placed, Fetched), Problem> {
         let target = self.target;
+        let zeros = self.known.zeros(&edges, target.device.sector());
         let place = Place {
             url: &target.image.url,
             device: &target.device,
@@ -146,9 +161,10 @@ impl Writing<'_> {
             read_back: target.demand.verify.then(Mutex::default),
             failure: Mutex::default(),
             stop: AtomicBool::new(false),
+            cancelled: target.context.cancelled,
         };
-        let mut placed =
-            place.by_workers(|sorter| self.sort(&stream, first, sorter, &place.stop))?;
+        let sort = |sorter: Sorter<'_>| self.sort(&stream, first, sorter, &place.stop);
+        let placed = place.by_workers(&Zeros::new(zeros.clone()), sort)?;
         self.meter
             .enter("checking", stream.consumed(), stream.total());
         let fetched = stream.finish()?;
@@ -157,9 +173,11 @@ impl Writing<'_> {
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
         let read_back = place.read_back.map(Mutex::into_inner);
-        let mut read_back = read_back.map(|own| own.unwrap_or_else(PoisonError::into_inner));
-        placed += self.zero(&edges, read_back.as_mut())?;
         if let Some(read_back) = read_back {
+            let mut read_back = read_back.unwrap_or_else(PoisonError::into_inner);
+            for zeros in zeros {
+                read_back.remember_zeros(zeros);
+            }
             let cancelled = target.context.cancelled;
             read_back.check(&target.device, &mut self.meter, cancelled)?;
         }
@@ -186,48 +204,6 @@ impl Writing<'_> {
             next = stream.next(self.target.context.cancelled)?;
         }
         sorter.end().map_err(unsorted)
-    }
-
-    /// Zeroes what the tables say nothing of. After the data: no server waits meanwhile.
-    fn zero(&self, edges: &Edges, mut read_back: Option<&mut ReadBack>) -> Result<Placed, Problem> {
-        let device = &self.target.device;
-        let (body, size) = (edges.body(), self.known.layout.image.size());
-        let mut writer = Writer::new(device, 0);
-        for &(start, length) in &self.known.layout.zeros {
-            let end = start + length;
-            // A disk takes whole sectors; behind the image's end, the last has zeros.
-            let end = if end == size {
-                end.next_multiple_of(device.sector())
-            } else {
-                end
-            };
-            let end = end.min(body.end);
-            let mut at = start.max(body.start);
-            while at < end {
-                if self.target.context.cancelled.load(Ordering::Relaxed) {
-                    return Err(cancelled_problem());
-                }
-                let length = (end - at).min(ZEROED);
-                writer.jump(at)?;
-                writer.push_zeros(length)?;
-                if let Some(read_back) = &mut read_back {
-                    remember_zeros(read_back, at, length);
-                }
-                at += length;
-            }
-        }
-        let (written, zeroed) = writer.end()?;
-        Ok(Placed { written, zeroed })
-    }
-}
-
-fn remember_zeros(read_back: &mut ReadBack, start: u64, length: u64) {
-    let zeros = vec![0; PIECE];
-    let mut done = 0;
-    while done < length {
-        let part = usize::try_from(length - done).map_or(PIECE, |left| left.min(PIECE));
-        read_back.remember(&zeros[..part], start + done);
-        done += part as u64;
     }
 }
 

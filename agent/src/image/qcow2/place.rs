@@ -11,13 +11,14 @@ use ferrite_proto::problem::Problem;
 
 use super::super::edges::Edges;
 use super::super::read_back::ReadBack;
+use super::super::zeros::Zeros;
 use super::layout::Layout;
 use super::sort::{Job, Sorter};
 use super::{changed, internal, unreadable};
 use crate::disk::Device;
 use crate::disk::aligned::Aligned;
-use crate::stream::PIECE;
 use crate::stream::write::Writer;
+use crate::stream::{PIECE, cancelled_problem};
 
 /// Most workers: each has three buffers.
 const WORKERS: usize = 4;
@@ -35,6 +36,8 @@ pub(super) struct Place<'a> {
     /// The first thing that went wrong.
     pub(super) failure: Mutex<Option<Problem>>,
     pub(super) stop: AtomicBool,
+    /// Nobody wants it any more.
+    pub(super) cancelled: &'a AtomicBool,
 }
 
 /// What a worker has done.
@@ -52,9 +55,10 @@ impl AddAssign for Placed {
 }
 
 impl Place<'_> {
-    /// Has workers do what is sorted, until the last job is done and durable.
+    /// Has workers do what is sorted, and zeroes the rest meanwhile, until all is done and durable.
     pub(super) fn by_workers(
         &self,
+        zeros: &Zeros,
         sort: impl FnOnce(Sorter<'_>) -> Result<(), Problem>,
     ) -> Result<Placed, Problem> {
         let processors = std::thread::available_parallelism().map_or(2, usize::from);
@@ -72,7 +76,9 @@ impl Place<'_> {
                 let thread = std::thread::Builder::new().name("place".to_owned());
                 thread.spawn_scoped(scope, move || self.work(&queue, &home))
             };
-            let threads: Vec<_> = (0..workers).map(start).collect();
+            let mut threads: Vec<_> = (0..workers).map(start).collect();
+            let thread = std::thread::Builder::new().name("zeros".to_owned());
+            threads.push(thread.spawn_scoped(scope, || self.done(self.zero(zeros))));
             // When all of them have ended, the sorter must find out.
             drop((queue, home));
             let sorted = sort(Sorter::new(self.layout, jobs, spares));
@@ -98,11 +104,31 @@ impl Place<'_> {
 
     /// Does jobs until there are no more.
     fn work(&self, jobs: &Arc<Mutex<Receiver<Job>>>, home: &Sender<Aligned>) -> Placed {
-        let done = self.jobs(jobs, home);
+        self.done(self.jobs(jobs, home))
+    }
+
+    fn done(&self, done: Result<Placed, Problem>) -> Placed {
         done.unwrap_or_else(|problem| {
             self.fail(problem);
             Placed::default()
         })
+    }
+
+    /// Zeroes what the tables say nothing of.
+    fn zero(&self, zeros: &Zeros) -> Result<Placed, Problem> {
+        let mut writer = Writer::new(self.device, 0);
+        while let Some(range) = zeros.next() {
+            if self.cancelled.load(Ordering::Relaxed) {
+                return Err(cancelled_problem());
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            writer.jump(range.start)?;
+            writer.push_zeros(range.end - range.start)?;
+        }
+        let (written, zeroed) = writer.end()?;
+        Ok(Placed { written, zeroed })
     }
 
     fn jobs(
