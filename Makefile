@@ -77,13 +77,13 @@ bench-conductor:
 	$(CARGO) build --release -p ferrite -p ferrite-tests --bins
 	$(TARGET)/release/ferrite-lab bench-conductor $(if $(QUICK),--quick) $(ARGS)
 
-# A quarter of an hour, and a few minutes more the first time. Nothing else should run on the
-# machine meanwhile. qemu-img is there with QEMU; which package has it depends on the Debian.
-BENCH_IMAGING := curl gzip zstd gdisk fdisk openssl bmap-tools parted python3-venv util-linux
-bench-imaging: agent
+# Twenty minutes, six of them in a guest of QEMU, and a few more the first time. Nothing else should
+# run on the machine meanwhile. Which package has qemu-img depends on the Debian.
+BENCH_IMAGING := curl gzip zstd gdisk fdisk openssl bmap-tools parted python3-venv util-linux \
+	qemu-system-x86 seabios busybox-static
+bench-imaging: boot
 	@$(MAKE) --no-print-directory deps PACKAGES="$(BENCH_IMAGING)"
 	@command -v qemu-img >/dev/null || $(MAKE) --no-print-directory deps PACKAGES=qemu-utils
-	$(CARGO) build --workspace --bins
 	$(SUDO) $(TARGET)/debug/ferrite-lab bench-imaging $(if $(QUICK),--quick) $(ARGS)
 
 # docs/lifecycle.md, from the code; a test compares it.

@@ -58,6 +58,9 @@ enum Task {
     BenchDeploy,
     BenchConductor(ferrite_tests::bench_conductor::BenchArgs),
     BenchImaging(ferrite_tests::bench_imaging::BenchArgs),
+    /// What the bench runs as a guest's first process; nothing for people.
+    #[command(hide = true)]
+    BenchImagingGuest,
     /// Play any number of servers in this process, against conductors that run already.
     Swarm(ferrite_tests::swarm::command::SwarmArgs),
     /// Call a conductor in every way that its description allows, and in some that it does not.
@@ -133,6 +136,7 @@ fn perform(cli: &Cli) -> Result<()> {
         Task::BenchDeploy => ferrite_tests::bench_deploy::run(),
         Task::BenchConductor(bench) => in_runtime(ferrite_tests::bench_conductor::run(bench)),
         Task::BenchImaging(bench) => ferrite_tests::bench_imaging::run(bench),
+        Task::BenchImagingGuest => ferrite_tests::bench_imaging::inside::serve(),
         Task::Swarm(swarm) => in_runtime(ferrite_tests::swarm::command::run(swarm)),
         Task::Schemathesis(args) => ferrite_tests::schemathesis::run(args),
         Task::Demo { keep } => ferrite_tests::demo::run(*keep),

@@ -1,23 +1,35 @@
-//! Who writes what, and what is expected of whom: the bench's table as data.
+//! What is compared with what, and what is expected of it: the bench as data, in the order of the
+//! table.
+
+use std::fmt;
 
 use serde::Serialize;
 
 use super::disk::Before;
-use super::inputs::{DENSE, SPARSE, UPGRADED};
-use super::limit::Limit;
+use super::inputs::{DENSE, GUEST_DENSE, GUEST_SPARSE, SPARSE, UPGRADED};
+use super::limit::{Limit, Load};
 use super::rivals::Way;
 
 /// One way to write one file.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(super) struct Contender {
-    pub(super) name: &'static str,
     /// What the disk must hold at the end.
     pub(super) image: &'static str,
     /// What is fetched.
     pub(super) file: &'static str,
     pub(super) way: Way,
-    #[serde(skip)]
     pub(super) before: Before,
+}
+
+/// Known by it in figures, and by `--only`.
+impl fmt::Display for Contender {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}", self.file)?;
+        if let Before::Holds(image) = self.before {
+            write!(out, " over {image}")?;
+        }
+        write!(out, ": {}", self.way)
+    }
 }
 
 /// What is asked of us.
@@ -39,29 +51,34 @@ pub(super) enum Expect {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Case {
     pub(super) name: &'static str,
-    pub(super) ours: &'static str,
-    pub(super) peers: &'static [(&'static str, Expect)],
-    pub(super) limit: Option<Limit>,
+    pub(super) ours: Contender,
+    pub(super) peers: &'static [(Contender, Expect)],
+    pub(super) limit: Limit,
 }
 
-const fn blank(name: &'static str, image: &'static str, file: &'static str, way: Way) -> Contender {
+/// Each contender of some cases once, in their order.
+pub(super) fn contenders(cases: &[Case]) -> Vec<Contender> {
+    let mut all: Vec<Contender> = Vec::new();
+    for case in cases {
+        let peers = case.peers.iter().map(|(peer, _)| *peer);
+        for contender in std::iter::once(case.ours).chain(peers) {
+            if !all.contains(&contender) {
+                all.push(contender);
+            }
+        }
+    }
+    all
+}
+
+const fn of(image: &'static str, file: &'static str, way: Way) -> Contender {
+    let before = Before::Blank;
     Contender {
-        name,
         image,
         file,
         way,
-        before: Before::Blank,
+        before,
     }
 }
-
-const GIB: f64 = 1_073_741_824.0;
-/// What goes to the disk of each image, zeros left out.
-const DATA_DENSE: f64 = 2.0 * GIB;
-const DATA_SPARSE: f64 = 1.06 * GIB;
-
-const PACKED: Way = Way::Ours(&["--format", "packed"]);
-const QCOW2: Way = Way::Ours(&["--format", "qcow2"]);
-const RAW: Way = Way::Ours(&[]);
 
 const fn over(held: &'static str, contender: Contender) -> Contender {
     Contender {
@@ -70,156 +87,182 @@ const fn over(held: &'static str, contender: Contender) -> Contender {
     }
 }
 
-/// In the order in which they take turns.
-pub(super) const CONTENDERS: [Contender; 18] = [
-    blank("dense packed: ours", DENSE, "dense.packed.zst", PACKED),
-    blank("dense zst: ours", DENSE, "dense.raw.zst", RAW),
-    blank(
-        "dense zst: curl, zstd, dd",
-        DENSE,
-        "dense.raw.zst",
-        Way::Pipe("zstd"),
-    ),
-    blank("dense gz: ours", DENSE, "dense.raw.gz", RAW),
-    blank(
-        "dense gz: curl, gzip, dd",
-        DENSE,
-        "dense.raw.gz",
-        Way::Pipe("gzip"),
-    ),
-    blank("sparse packed: ours", SPARSE, "debian.packed.zst", PACKED),
-    blank("sparse zst: ours", SPARSE, "debian.raw.zst", RAW),
-    blank(
-        "sparse zst: curl, zstd, dd",
-        SPARSE,
-        "debian.raw.zst",
-        Way::Pipe("zstd"),
-    ),
-    blank(
-        "sparse zst: bmaptool",
-        SPARSE,
-        "debian.raw.zst",
-        Way::Bmaptool("debian.bmap"),
-    ),
-    blank("sparse raw: ours", SPARSE, "debian.raw", RAW),
-    blank("sparse raw: IPA", SPARSE, "debian.raw", Way::Ipa),
-    blank("qcow2: ours", SPARSE, "debian.qcow2", QCOW2),
-    blank(
-        "qcow2: curl, qemu-img",
-        SPARSE,
-        "debian.qcow2",
-        Way::QemuImg,
-    ),
-    blank("qcow2 zlib: ours", SPARSE, "debian-zlib.qcow2", QCOW2),
-    blank(
-        "qcow2 zlib: curl, qemu-img",
-        SPARSE,
-        "debian-zlib.qcow2",
-        Way::QemuImg,
-    ),
-    over(
-        SPARSE,
-        blank("again packed: ours", SPARSE, "debian.packed.zst", PACKED),
-    ),
-    blank(
-        "upgraded full: ours",
-        UPGRADED,
-        "upgraded.packed.zst",
-        PACKED,
-    ),
-    over(
-        SPARSE,
-        blank(
-            "upgraded packed: ours",
-            UPGRADED,
-            "upgraded.packed.zst",
-            PACKED,
-        ),
-    ),
-];
+const PACKED: Way = Way::Ours(&["--format", "packed"]);
+const QCOW2: Way = Way::Ours(&["--format", "qcow2"]);
+const RAW: Way = Way::Ours(&[]);
+const ZSTD: Way = Way::Pipe("zstd");
 
-/// In the order of the table.
+const DENSE_BY_PIPE: Contender = of(DENSE, "dense.raw.zst", ZSTD);
+const SPARSE_PACKED: Contender = of(SPARSE, "debian.packed.zst", PACKED);
+const SPARSE_BY_PIPE: Contender = of(SPARSE, "debian.raw.zst", ZSTD);
+const SPARSE_BY_MAP: Contender = of(SPARSE, "debian.raw.zst", Way::Bmaptool("debian.bmap"));
+const SPARSE_BY_IPA: Contender = of(SPARSE, "debian.raw", Way::Ipa);
+const UPGRADED_PACKED: Contender = of(UPGRADED, "upgraded.packed.zst", PACKED);
+
+/// Chunks are fetched, decoded, looked at and written by as many threads as there are cores.
+const PACKED_CHUNKS: Limit = Limit {
+    shared: |load| load.zstd(load.data) + load.blake3(load.data),
+    alone: |_| [0.0, 0.0],
+};
+/// One thread decodes, another one hashes what was fetched.
+const STREAM_ZSTD: Limit = stream(|load| [load.zstd_stream(), load.sha256(load.fetched)]);
+const STREAM_GZIP: Limit = stream(|load| [load.gzip(load.data), load.sha256(load.fetched)]);
+const STREAM_PLAIN: Limit = stream(|load| [0.0, load.sha256(load.fetched)]);
+/// One thread hashes what was fetched; all decode clusters.
+const CLUSTERS: Limit = Limit {
+    shared: |load| load.zlib(load.data),
+    ..STREAM_PLAIN
+};
+/// All of the disk is read, and what is not zeros is hashed.
+const COMPARED: Limit = Limit {
+    shared: |load| load.read(load.bytes) + load.blake3(load.data),
+    alone: |_| [0.0, 0.0],
+};
+
+const fn stream(alone: fn(&Load) -> [f64; 2]) -> Limit {
+    let shared = |_: &Load| 0.0;
+    Limit { shared, alone }
+}
+
+/// On this machine: to a loop device over memory.
 pub(super) const CASES: [Case; 10] = [
     Case {
         name: "dense, packed",
-        ours: "dense packed: ours",
-        peers: &[("dense zst: curl, zstd, dd", Expect::FasterAndNoDearer(1.6))],
-        limit: Some(Limit::AllCores(
-            |rates| rates.zstd_dense.seconds,
-            DATA_DENSE,
-        )),
+        ours: of(DENSE, "dense.packed.zst", PACKED),
+        peers: &[(DENSE_BY_PIPE, Expect::FasterAndNoDearer(1.6))],
+        limit: PACKED_CHUNKS,
     },
     Case {
         name: "dense, plain .zst",
-        ours: "dense zst: ours",
-        peers: &[("dense zst: curl, zstd, dd", Expect::Faster(1.2))],
-        limit: Some(Limit::OneCore(|rates| rates.zstd_dense.seconds, DATA_DENSE)),
+        ours: of(DENSE, "dense.raw.zst", RAW),
+        peers: &[(DENSE_BY_PIPE, Expect::Faster(1.2))],
+        limit: STREAM_ZSTD,
     },
     Case {
         name: "dense, plain .gz",
-        ours: "dense gz: ours",
-        peers: &[("dense gz: curl, gzip, dd", Expect::Faster(1.2))],
-        limit: Some(Limit::OneCore(|rates| rates.gzip_dense.seconds, DATA_DENSE)),
+        ours: of(DENSE, "dense.raw.gz", RAW),
+        peers: &[(
+            of(DENSE, "dense.raw.gz", Way::Pipe("gzip")),
+            Expect::Faster(1.2),
+        )],
+        limit: STREAM_GZIP,
     },
     Case {
         name: "sparse, packed",
-        ours: "sparse packed: ours",
+        ours: SPARSE_PACKED,
         peers: &[
-            ("sparse zst: curl, zstd, dd", Expect::Faster(5.0)),
-            ("sparse zst: bmaptool", Expect::Faster(1.3)),
-            ("sparse raw: IPA", Expect::Shown),
+            (SPARSE_BY_PIPE, Expect::Faster(5.0)),
+            (SPARSE_BY_MAP, Expect::Faster(1.3)),
+            (SPARSE_BY_IPA, Expect::Shown),
         ],
-        limit: Some(Limit::AllCores(
-            |rates| rates.zstd_dense.of(DATA_SPARSE),
-            DATA_SPARSE,
-        )),
+        limit: PACKED_CHUNKS,
     },
     Case {
         name: "sparse, plain .zst",
-        ours: "sparse zst: ours",
+        ours: of(SPARSE, "debian.raw.zst", RAW),
         peers: &[
-            ("sparse zst: curl, zstd, dd", Expect::Shown),
-            ("sparse zst: bmaptool", Expect::Shown),
+            (SPARSE_BY_PIPE, Expect::Shown),
+            (SPARSE_BY_MAP, Expect::Shown),
         ],
-        limit: Some(Limit::OneCore(
-            |rates| rates.zstd_sparse.seconds,
-            DATA_SPARSE,
-        )),
+        limit: STREAM_ZSTD,
     },
     Case {
         name: "sparse, raw stream",
-        ours: "sparse raw: ours",
-        peers: &[("sparse raw: IPA", Expect::Faster(4.0))],
-        limit: Some(Limit::OneCore(
-            |rates| rates.sha256.of(8.0 * GIB),
-            DATA_SPARSE,
-        )),
+        ours: of(SPARSE, "debian.raw", RAW),
+        peers: &[(SPARSE_BY_IPA, Expect::Faster(4.0))],
+        limit: STREAM_PLAIN,
     },
     Case {
         name: "sparse, qcow2",
-        ours: "qcow2: ours",
-        peers: &[("qcow2: curl, qemu-img", Expect::Faster(1.5))],
-        limit: Some(Limit::OneCore(
-            |rates| rates.sha256.of(DATA_SPARSE),
-            DATA_SPARSE,
-        )),
+        ours: of(SPARSE, "debian.qcow2", QCOW2),
+        peers: &[(
+            of(SPARSE, "debian.qcow2", Way::QemuImg),
+            Expect::Faster(1.5),
+        )],
+        limit: STREAM_PLAIN,
     },
     Case {
         name: "sparse, qcow2 compressed",
-        ours: "qcow2 zlib: ours",
-        peers: &[("qcow2 zlib: curl, qemu-img", Expect::Faster(1.5))],
-        limit: None,
+        ours: of(SPARSE, "debian-zlib.qcow2", QCOW2),
+        peers: &[(
+            of(SPARSE, "debian-zlib.qcow2", Way::QemuImg),
+            Expect::Faster(1.5),
+        )],
+        limit: CLUSTERS,
     },
     Case {
         name: "the same image again",
-        ours: "again packed: ours",
-        peers: &[("sparse packed: ours", Expect::NothingMoves)],
-        limit: None,
+        ours: over(SPARSE, SPARSE_PACKED),
+        peers: &[(SPARSE_PACKED, Expect::NothingMoves)],
+        limit: COMPARED,
     },
     Case {
         name: "an upgraded image over the old",
-        ours: "upgraded packed: ours",
-        peers: &[("upgraded full: ours", Expect::OnlyChanges(1.1))],
-        limit: None,
+        ours: over(SPARSE, UPGRADED_PACKED),
+        peers: &[(UPGRADED_PACKED, Expect::OnlyChanges(1.1))],
+        limit: COMPARED,
     },
 ];
+
+const GUEST_BY_PIPE: Contender = of(GUEST_DENSE, "guest-dense.raw.zst", ZSTD);
+const GUEST_PACKED: Contender = of(GUEST_SPARSE, "guest-sparse.packed.zst", PACKED);
+const GUEST_SPARSE_BY_PIPE: Contender = of(GUEST_SPARSE, "guest-sparse.raw.zst", ZSTD);
+
+/// In a guest of QEMU, to its virtio disk. Python's programs are not in there.
+pub(super) const GUEST_CASES: [Case; 6] = [
+    Case {
+        name: "guest: dense, packed",
+        ours: of(GUEST_DENSE, "guest-dense.packed.zst", PACKED),
+        peers: &[(GUEST_BY_PIPE, Expect::FasterAndNoDearer(1.6))],
+        limit: PACKED_CHUNKS,
+    },
+    Case {
+        name: "guest: dense, plain .zst",
+        ours: of(GUEST_DENSE, "guest-dense.raw.zst", RAW),
+        peers: &[(GUEST_BY_PIPE, Expect::Faster(1.2))],
+        limit: STREAM_ZSTD,
+    },
+    Case {
+        name: "guest: sparse, packed",
+        ours: GUEST_PACKED,
+        peers: &[(GUEST_SPARSE_BY_PIPE, Expect::Faster(5.0))],
+        limit: PACKED_CHUNKS,
+    },
+    Case {
+        name: "guest: sparse, plain .zst",
+        ours: of(GUEST_SPARSE, "guest-sparse.raw.zst", RAW),
+        peers: &[(GUEST_SPARSE_BY_PIPE, Expect::Shown)],
+        limit: STREAM_ZSTD,
+    },
+    Case {
+        name: "guest: sparse, qcow2",
+        ours: of(GUEST_SPARSE, "guest-sparse.qcow2", QCOW2),
+        peers: &[(
+            of(GUEST_SPARSE, "guest-sparse.qcow2", Way::QemuImg),
+            Expect::Faster(1.5),
+        )],
+        limit: STREAM_PLAIN,
+    },
+    Case {
+        name: "guest: the same image again",
+        ours: over(GUEST_SPARSE, GUEST_PACKED),
+        peers: &[(GUEST_PACKED, Expect::NothingMoves)],
+        limit: COMPARED,
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_contenders_are_their_own() {
+        let all = [contenders(&CASES), contenders(&GUEST_CASES)].concat();
+        let names: std::collections::BTreeSet<_> = all.iter().map(ToString::to_string).collect();
+        assert_eq!(names.len(), all.len());
+        assert!(
+            names.contains("debian.packed.zst over debian.raw: ours"),
+            "{names:?}"
+        );
+    }
+}

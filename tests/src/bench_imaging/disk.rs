@@ -1,7 +1,8 @@
-//! The disk that everybody writes: a loop device over a file in a tmpfs of its own. Its pages are
-//! there before a run begins, as a disk's blocks are: nobody pays for getting them.
+//! The disk that everybody writes: a loop device, or a guest's virtio disk, over a file in a tmpfs
+//! of its own. Its pages are there before a run begins, as a disk's blocks are: nobody pays for
+//! getting them.
 //!
-//! Not for figures: `measure` asks this disk what went to it.
+//! Not for figures: `measure` asks the device what went to it.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -10,7 +11,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek64};
+use serde::Serialize;
 
+use super::text;
 use crate::command::run;
 
 /// How much is compared at a time.
@@ -18,7 +21,7 @@ const PIECE: usize = 4 << 20;
 const SECTOR: u64 = 512;
 
 /// What lies on the disk when a run begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(super) enum Before {
     /// It reads as zeros, as a discarded drive does.
     Blank,
@@ -26,72 +29,37 @@ pub(super) enum Before {
     Holds(&'static str),
 }
 
-/// A loop device; gone when dropped.
+/// The file behind a disk. It is looked at when nobody writes the disk.
 #[derive(Debug)]
-pub(super) struct Disk {
-    backing: PathBuf,
-    device: String,
+pub(super) struct Backing {
+    path: PathBuf,
     bytes: u64,
 }
 
-impl Disk {
-    /// A disk of exactly `bytes` with its backing file in `dir`, which is a [`Ram`].
-    pub(super) fn new(dir: &Path, bytes: u64) -> Result<Self> {
-        let backing = dir.join("disk");
-        File::create(&backing)?.set_len(bytes)?;
-        let path = backing.to_str().context("the path is not UTF-8")?;
-        let device = run(&["losetup", "--find", "--show", "--direct-io=on", path])?;
-        Ok(Self {
-            device: device.trim().to_owned(),
-            backing,
-            bytes,
-        })
+impl Backing {
+    /// Exactly so long, in a [`Ram`].
+    pub(super) fn new(path: PathBuf, bytes: u64) -> Result<Self> {
+        File::create(&path)?.set_len(bytes)?;
+        Ok(Self { path, bytes })
     }
 
-    pub(super) fn device(&self) -> &str {
-        &self.device
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Makes it what it is to be before a run. `raw` is the image that `Before::Holds` names.
     pub(super) fn prepare(&self, raw: Option<&Path>) -> Result<()> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&self.backing)?;
+        let file = OpenOptions::new().read(true).write(true).open(&self.path)?;
         let bytes = i64::try_from(self.bytes)?;
         let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         fallocate(&file, hole, 0, bytes).context("emptying the disk")?;
         fallocate(&file, FallocateFlags::empty(), 0, bytes).context("allocating the disk")?;
-        if let Some(raw) = raw {
-            copy_data(raw, &file)?;
-        }
-        self.forget()
-    }
-
-    /// Ends what is under way: all of it is in the backing file afterwards.
-    pub(super) fn settle(&self) -> Result<()> {
-        let device = OpenOptions::new().write(true).open(&self.device)?;
-        device.sync_all().context("flushing the disk")
-    }
-
-    /// Drops the pages that the kernel keeps of the device.
-    fn forget(&self) -> Result<()> {
-        run(&["blockdev", "--flushbufs", &self.device]).map(drop)
-    }
-
-    /// Bytes that went to the device since it was made, zeroing by command included.
-    pub(super) fn written(&self) -> Result<u64> {
-        let name = self.device.trim_start_matches("/dev/");
-        let stat = fs::read_to_string(format!("/sys/block/{name}/stat"))?;
-        let sectors = stat.split_whitespace().nth(6);
-        let sectors: u64 = sectors.context("no write figures")?.parse()?;
-        Ok(sectors * SECTOR)
+        raw.map_or(Ok(()), |raw| copy_data(raw, &file))
     }
 
     /// Fails at the first byte that is not as in `raw`: every byte is looked at, holes too.
     pub(super) fn check(&self, raw: &Path) -> Result<()> {
-        self.forget()?;
-        let (image, disk) = (File::open(raw)?, File::open(&self.backing)?);
+        let (image, disk) = (File::open(raw)?, File::open(&self.path)?);
         let bytes = image.metadata()?.len();
         if bytes != self.bytes {
             bail!("the disk has {} bytes, the image {bytes}", self.bytes);
@@ -113,7 +81,8 @@ impl Disk {
                 right[..size] == left[..size]
             };
             if !same {
-                bail!("wrong bytes between {at} and {end} of {}", self.device);
+                let disk = self.path.display();
+                bail!("wrong bytes between {at} and {end} of {disk}");
             }
             at = end;
         }
@@ -121,13 +90,81 @@ impl Disk {
     }
 }
 
+impl Drop for Backing {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(%error, "removing the disk's backing file");
+        }
+    }
+}
+
+/// A block device, as those who write it see it.
+#[derive(Debug)]
+pub(super) struct Device(String);
+
+impl Device {
+    pub(super) fn named(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+
+    /// Such as `/dev/loop0`.
+    pub(super) fn name(&self) -> &str {
+        &self.0
+    }
+
+    /// Ends what is under way: all of it is in the backing file afterwards.
+    pub(super) fn settle(&self) -> Result<()> {
+        let device = OpenOptions::new().write(true).open(&self.0)?;
+        device.sync_all().context("flushing the disk")
+    }
+
+    /// Drops the pages that the kernel keeps of it.
+    pub(super) fn forget(&self) -> Result<()> {
+        run(&["blockdev", "--flushbufs", &self.0]).map(drop)
+    }
+
+    /// Bytes that went to it since it was made, zeroing by command included.
+    pub(super) fn written(&self) -> Result<u64> {
+        let name = self.0.trim_start_matches("/dev/");
+        let stat = fs::read_to_string(format!("/sys/block/{name}/stat"))?;
+        let sectors = stat.split_whitespace().nth(6);
+        let sectors: u64 = sectors.context("no write figures")?.parse()?;
+        Ok(sectors * SECTOR)
+    }
+}
+
+/// A loop device and what is behind it; gone when dropped.
+#[derive(Debug)]
+pub(super) struct Disk {
+    pub(super) device: Device,
+    pub(super) backing: Backing,
+}
+
+impl Disk {
+    /// A disk of exactly `bytes` with its backing file in `dir`, which is a [`Ram`].
+    pub(super) fn new(dir: &Path, bytes: u64) -> Result<Self> {
+        let backing = Backing::new(dir.join("disk"), bytes)?;
+        let path = text(&backing.path)?;
+        let device = run(&["losetup", "--find", "--show", "--direct-io=on", path])?;
+        let device = Device(device.trim().to_owned());
+        Ok(Self { device, backing })
+    }
+
+    pub(super) fn prepare(&self, raw: Option<&Path>) -> Result<()> {
+        self.backing.prepare(raw)?;
+        self.device.forget()
+    }
+
+    pub(super) fn check(&self, raw: &Path) -> Result<()> {
+        self.device.forget()?;
+        self.backing.check(raw)
+    }
+}
+
 impl Drop for Disk {
     fn drop(&mut self) {
-        if let Err(error) = run(&["losetup", "--detach", &self.device]) {
+        if let Err(error) = run(&["losetup", "--detach", self.device.name()]) {
             tracing::warn!("{error:#}");
-        }
-        if let Err(error) = fs::remove_file(&self.backing) {
-            tracing::warn!(%error, "removing the disk's backing file");
         }
     }
 }
@@ -183,6 +220,18 @@ fn take_down(dir: &str) -> Result<()> {
         run(&["umount", dir])?;
     }
     Ok(())
+}
+
+/// How much of a file is not holes.
+pub(super) fn data_bytes(path: &Path) -> Result<u64> {
+    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    let (mut at, mut data) = (0, 0);
+    while let Some(start) = next_data(&file, at)? {
+        let end = lseek64(&file, i64::try_from(start)?, Whence::SeekHole)?;
+        at = u64::try_from(end)?;
+        data += at - start;
+    }
+    Ok(data)
 }
 
 /// Copies what is not a hole.

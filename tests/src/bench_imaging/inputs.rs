@@ -22,9 +22,14 @@ use crate::command::run;
 pub(super) const DENSE: &str = "dense.raw";
 pub(super) const SPARSE: &str = "debian.raw";
 pub(super) const UPGRADED: &str = "upgraded.raw";
+/// Smaller ones: a guest may be emulated.
+pub(super) const GUEST_DENSE: &str = "guest-dense.raw";
+pub(super) const GUEST_SPARSE: &str = "guest-sparse.raw";
 /// In the order of the table.
 pub(super) const IMAGES: [&str; 3] = [DENSE, SPARSE, UPGRADED];
+pub(super) const GUEST_IMAGES: [&str; 2] = [GUEST_DENSE, GUEST_SPARSE];
 
+const GIB: u64 = 1 << 30;
 const MANIFEST: &str = "manifest.json";
 
 /// A file that is served or compared with.
@@ -57,53 +62,30 @@ struct Form {
 const ZSTD: &[&str] = &["zstd", "-q", "-f", "-3", "-T0", "IN", "-o", "OUT"];
 /// `ferrite-image` is the one that was built.
 const PACK: &[&str] = &["TOOL", "pack", "IN", "OUT"];
-const FORMS: [Form; 9] = [
-    Form {
-        name: "dense.raw.zst",
-        of: DENSE,
-        argv: ZSTD,
-    },
-    Form {
-        name: "dense.raw.gz",
-        of: DENSE,
-        argv: &["gzip", "-6", "-k", "-f", "-S", ".partial", "IN"],
-    },
-    Form {
-        name: "debian.raw.zst",
-        of: SPARSE,
-        argv: ZSTD,
-    },
-    Form {
-        name: "debian.bmap",
-        of: SPARSE,
-        argv: &["bmaptool", "-q", "create", "-o", "OUT", "IN"],
-    },
-    Form {
-        name: "debian.qcow2",
-        of: SPARSE,
-        argv: &["qemu-img", "convert", "-O", "qcow2", "IN", "OUT"],
-    },
-    Form {
-        name: "debian-zlib.qcow2",
-        of: SPARSE,
-        argv: &["qemu-img", "convert", "-c", "-O", "qcow2", "IN", "OUT"],
-    },
-    Form {
-        name: "dense.packed.zst",
-        of: DENSE,
-        argv: PACK,
-    },
-    Form {
-        name: "debian.packed.zst",
-        of: SPARSE,
-        argv: PACK,
-    },
-    Form {
-        name: "upgraded.packed.zst",
-        of: UPGRADED,
-        argv: PACK,
-    },
+const QCOW2: &[&str] = &["qemu-img", "convert", "-O", "qcow2", "IN", "OUT"];
+const QCOW2_ZLIB: &[&str] = &["qemu-img", "convert", "-c", "-O", "qcow2", "IN", "OUT"];
+const GZIP: &[&str] = &["gzip", "-6", "-k", "-f", "-S", ".partial", "IN"];
+const MAP: &[&str] = &["bmaptool", "-q", "create", "-o", "OUT", "IN"];
+const FORMS: [Form; 14] = [
+    form("dense.raw.zst", DENSE, ZSTD),
+    form("dense.raw.gz", DENSE, GZIP),
+    form("debian.raw.zst", SPARSE, ZSTD),
+    form("debian.bmap", SPARSE, MAP),
+    form("debian.qcow2", SPARSE, QCOW2),
+    form("debian-zlib.qcow2", SPARSE, QCOW2_ZLIB),
+    form("dense.packed.zst", DENSE, PACK),
+    form("debian.packed.zst", SPARSE, PACK),
+    form("upgraded.packed.zst", UPGRADED, PACK),
+    form("guest-dense.raw.zst", GUEST_DENSE, ZSTD),
+    form("guest-dense.packed.zst", GUEST_DENSE, PACK),
+    form("guest-sparse.raw.zst", GUEST_SPARSE, ZSTD),
+    form("guest-sparse.packed.zst", GUEST_SPARSE, PACK),
+    form("guest-sparse.qcow2", GUEST_SPARSE, QCOW2),
 ];
+
+const fn form(name: &'static str, of: &'static str, argv: &'static [&'static str]) -> Form {
+    Form { name, of, argv }
+}
 
 impl Inputs {
     /// Makes what is missing.
@@ -117,9 +99,15 @@ impl Inputs {
             dir: dir.to_owned(),
             known,
         };
-        inputs.ensure(DENSE, None, "dense 1", make::dense)?;
+        inputs.ensure(DENSE, None, "dense 1", |out| make::filled(2 * GIB, 1, out))?;
         inputs.ensure(SPARSE, None, "debian 8GiB 1GiB", |out| {
             make::debian(image_tool, out)
+        })?;
+        inputs.ensure(GUEST_DENSE, None, "dense 128MiB", |out| {
+            make::filled(GIB / 8, 1, out)
+        })?;
+        inputs.ensure(GUEST_SPARSE, None, "an eighth of 1GiB", |out| {
+            make::filled(GIB, 8, out)
         })?;
         let sparse = inputs.path(SPARSE);
         inputs.ensure(UPGRADED, Some(SPARSE), "every tenth file 1", |out| {
@@ -152,6 +140,14 @@ impl Inputs {
         self.known
             .get(name)
             .with_context(|| format!("there is no input {name}"))
+    }
+
+    /// What vouches for a file: of a packed one, the digest of its index.
+    pub(super) fn digest(&self, name: &str) -> Result<String> {
+        if name.ends_with(".packed.zst") {
+            return Ok(self.index(name)?.1.to_string());
+        }
+        Ok(format!("sha256:{}", self.get(name)?.sha256))
     }
 
     /// A packed image's index, and the digest that vouches for it.

@@ -1,110 +1,218 @@
-//! What this machine can do at best, measured one thing at a time: how fast data come over
-//! loopback, go to the disk, and are decoded and hashed on one core. No contender can beat the sum
-//! of its work divided by the cores.
+//! What a machine can do at best, measured one thing at a time: how fast data come over the link,
+//! go to the disk and come back, and are decoded and hashed on one core. From that, what bounds a
+//! case: no contender can be faster than its slowest part, nor than all its work over the cores.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
-use serde::Serialize;
+use ferrite_imaging::Hasher;
+use ferrite_proto::digest::Algorithm;
+use serde::{Deserialize, Serialize};
 
-use super::disk::Disk;
-use super::inputs::{DENSE, Inputs, SPARSE};
+use super::disk::Device;
 use super::measure::children_seconds;
 use super::rivals::pipeline;
-use super::serve::Server;
 use super::text;
 
+/// How much is hashed at a time, and in all.
+const HASHED: (usize, usize) = (2 << 20, 256);
+
 /// So many bytes in so many seconds: of one core where a core does it.
-#[derive(Debug, Default, Clone, Copy, Serialize)]
+#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Rate {
     bytes: f64,
-    pub(super) seconds: f64,
+    seconds: f64,
 }
 
 impl Rate {
+    /// Bytes; 0 of what was not measured.
     pub(super) fn a_second(self) -> f64 {
-        self.bytes / self.seconds
+        self.bytes / self.seconds.max(1e-9)
     }
 
-    /// Seconds for other bytes of the kind.
-    pub(super) fn of(self, bytes: f64) -> f64 {
-        bytes / self.a_second()
+    /// Seconds for other bytes of the kind. What was not measured bounds nothing.
+    fn of(self, bytes: f64) -> f64 {
+        if self.bytes > 0.0 {
+            bytes / self.a_second()
+        } else {
+            0.0
+        }
     }
 }
 
-/// What this machine does, one thing at a time.
-#[derive(Debug, Default, Clone, Serialize)]
+/// What a machine does, one thing at a time.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(super) struct Rates {
-    /// Loopback, with the dense image's compressed file.
+    /// With the dense image's compressed file.
     pub(super) link: Rate,
-    /// `dd` of zeros with `O_DIRECT`, 4 MiB each: a copy by the kernel, so a core's work too.
+    /// `dd` of zeros with `O_DIRECT`, 4 MiB each, and back.
     pub(super) disk: Rate,
+    pub(super) read: Rate,
     /// Raw bytes by `zstd -dc`; the sparse image's are mostly zeros.
     pub(super) zstd_dense: Rate,
     pub(super) zstd_sparse: Rate,
     /// Raw bytes by `gzip -dc`.
     pub(super) gzip_dense: Rate,
+    /// What is not zeros in a compressed qcow2, by `qemu-img convert` to nowhere.
+    pub(super) zlib: Rate,
     /// By `sha256sum`, and by OpenSSL, which uses the processor's own instructions.
     pub(super) sha256sum: Rate,
     pub(super) sha256: Rate,
+    pub(super) blake3: Rate,
 }
 
-/// What bounds a case. The link and the disk are memory here, so they take their share of the
-/// cores: the sum of all work over the cores is a bound, and so is what one core must do alone.
+/// What it is measured with. Files that are not there are not measured.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+pub(super) struct Probe {
+    /// A URL of `dense_zst`.
+    pub(super) url: String,
+    pub(super) dense_zst: PathBuf,
+    pub(super) sparse_zst: PathBuf,
+    pub(super) dense_gz: Option<PathBuf>,
+    pub(super) zlib_qcow2: Option<PathBuf>,
+    /// Of the raw images.
+    pub(super) dense_bytes: u64,
+    pub(super) sparse_bytes: u64,
+    pub(super) sparse_data: u64,
+    /// Of `dense_zst`.
+    pub(super) packed_bytes: u64,
+}
+
+impl Probe {
+    /// Measures all; what lies on the disk is lost.
+    pub(super) fn rates(&self, disk: &Device) -> Result<Rates> {
+        let (dense, packed) = (self.dense_bytes, self.packed_bytes);
+        let zst = text(&self.dense_zst)?;
+        let count = format!("count={}", dense >> 22);
+        let (to, from) = (format!("of={}", disk.name()), format!("if={}", disk.name()));
+        let write = ["dd", "if=/dev/zero", &to, "bs=4M", "oflag=direct"];
+        let read = ["dd", &from, "of=/dev/null", "bs=4M", "iflag=direct"];
+        let end = [&*count, "status=none"];
+        let gzip_dense = match &self.dense_gz {
+            Some(gz) => by_cpu(dense, &["gzip", "-dc", text(gz)?])?,
+            None => Rate::default(),
+        };
+        let zlib = match &self.zlib_qcow2 {
+            Some(qcow2) => {
+                let sink = format!("driver=null-co,size={}", self.sparse_bytes);
+                let how = ["qemu-img", "convert", "-n", "--target-image-opts"];
+                by_cpu(
+                    self.sparse_data,
+                    &[&how[..], &[text(qcow2)?, &sink]].concat(),
+                )?
+            }
+            None => Rate::default(),
+        };
+        Ok(Rates {
+            link: by_wall(packed, &["curl", "-s", "-o", "/dev/null", &self.url])?,
+            disk: by_wall(dense, &[&write[..], &end].concat())?,
+            read: by_wall(dense, &[&read[..], &end].concat())?,
+            zstd_dense: by_cpu(dense, &["zstd", "-dc", zst])?,
+            zstd_sparse: by_cpu(self.sparse_bytes, &["zstd", "-dc", text(&self.sparse_zst)?])?,
+            gzip_dense,
+            zlib,
+            sha256sum: by_cpu(packed, &["sha256sum", zst])?,
+            sha256: by_cpu(packed, &["openssl", "dgst", "-sha256", zst])?,
+            blake3: blake3(),
+        })
+    }
+}
+
+/// A case's bytes beside the machine's rates: seconds of one core for parts of the work.
+#[derive(Debug)]
+pub(super) struct Load<'a> {
+    pub(super) rates: &'a Rates,
+    /// Of the raw image, and of what is not holes in it.
+    pub(super) bytes: f64,
+    pub(super) data: f64,
+    pub(super) fetched: f64,
+}
+
+impl Load<'_> {
+    pub(super) fn zstd(&self, raw: f64) -> f64 {
+        self.rates.zstd_dense.of(raw)
+    }
+
+    /// The whole image as one stream: data at the dense image's rate when there are no holes.
+    pub(super) fn zstd_stream(&self) -> f64 {
+        let mostly_zeros = self.data < 0.5 * self.bytes;
+        let rate = if mostly_zeros {
+            self.rates.zstd_sparse
+        } else {
+            self.rates.zstd_dense
+        };
+        rate.of(self.bytes)
+    }
+
+    pub(super) fn gzip(&self, raw: f64) -> f64 {
+        self.rates.gzip_dense.of(raw)
+    }
+
+    pub(super) fn zlib(&self, raw: f64) -> f64 {
+        self.rates.zlib.of(raw)
+    }
+
+    /// By the faster of the two: an emulated processor has slow vector instructions.
+    pub(super) fn sha256(&self, bytes: f64) -> f64 {
+        let both = [self.rates.sha256.of(bytes), self.rates.sha256sum.of(bytes)];
+        both[0].min(both[1])
+    }
+
+    pub(super) fn blake3(&self, bytes: f64) -> f64 {
+        self.rates.blake3.of(bytes)
+    }
+
+    pub(super) fn read(&self, bytes: f64) -> f64 {
+        self.rates.read.of(bytes)
+    }
+}
+
+/// What bounds a case, beside link and disk: seconds of work that all cores share, and seconds of
+/// decoding and of hashing that one core has to do for itself.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Limit {
-    /// Seconds of decoding that all cores share, and bytes for the disk.
-    AllCores(fn(&Rates) -> f64, f64),
-    /// Seconds of decoding or hashing that only one core can do.
-    OneCore(fn(&Rates) -> f64, f64),
+pub(super) struct Limit {
+    pub(super) shared: fn(&Load) -> f64,
+    pub(super) alone: fn(&Load) -> [f64; 2],
 }
 
 impl Limit {
-    /// In seconds, when `fetched` bytes come.
+    /// In seconds, and what it is. Where link and disk are memory, they are work of the cores, too.
     #[expect(clippy::cast_precision_loss, reason = "seconds for a table")]
-    pub(super) fn seconds(self, rates: &Rates, fetched: u64, cores: usize) -> f64 {
-        let (Self::AllCores(work, bytes) | Self::OneCore(work, bytes)) = self;
-        let work = work(rates);
-        let shared = work + rates.disk.of(bytes) + rates.link.of(fetched as f64);
-        let shared = shared / cores as f64;
-        match self {
-            Self::AllCores(..) => shared,
-            Self::OneCore(..) => shared.max(work),
-        }
-    }
-
-    pub(super) fn why(self) -> &'static str {
-        match self {
-            Self::AllCores(..) => "decoding and copying on all cores",
-            Self::OneCore(..) => "one stream, one core",
-        }
+    pub(super) fn of(self, load: &Load, written: f64, cores: usize) -> (f64, &'static str) {
+        let [decoding, hashing] = (self.alone)(load);
+        let link = load.rates.link.of(load.fetched);
+        let disk = load.rates.disk.of(written);
+        let work = (self.shared)(load) + decoding + hashing + link + disk;
+        let bounds = [
+            (
+                work / cores as f64,
+                "decoding, hashing and copying on all cores",
+            ),
+            (decoding, "one stream, decoded by one core"),
+            (hashing, "one SHA-256, by one core"),
+            (link, "the link"),
+            (disk, "the disk"),
+        ];
+        let slowest = bounds
+            .into_iter()
+            .max_by(|one, other| one.0.total_cmp(&other.0));
+        slowest.unwrap_or_default()
     }
 }
 
-impl Rates {
-    pub(super) fn measure(inputs: &Inputs, server: &Server, disk: &Disk) -> Result<Self> {
-        let (zst, gz) = ("dense.raw.zst", "dense.raw.gz");
-        let (dense, sparse) = (inputs.get(DENSE)?.bytes, inputs.get(SPARSE)?.bytes);
-        let packed = inputs.get(zst)?.bytes;
-        let path = inputs.path(zst);
-        let path = text(&path)?;
-        let gz = inputs.path(gz);
-        let sparse_zst = inputs.path("debian.raw.zst");
-        inputs.warm(zst)?;
-        let url = server.url(zst);
-        let count = (dense >> 22).to_string();
-        let of = format!("of={}", disk.device());
-        let dd = ["dd", "if=/dev/zero", &of, "bs=4M", "oflag=direct"];
-        let count = format!("count={count}");
-        Ok(Self {
-            link: by_wall(packed, &["curl", "-s", "-o", "/dev/null", &url])?,
-            disk: by_wall(dense, &[&dd[..], &[&count, "status=none"]].concat())?,
-            zstd_dense: by_cpu(dense, &["zstd", "-dc", path])?,
-            zstd_sparse: by_cpu(sparse, &["zstd", "-dc", text(&sparse_zst)?])?,
-            gzip_dense: by_cpu(dense, &["gzip", "-dc", text(&gz)?])?,
-            sha256sum: by_cpu(packed, &["sha256sum", path])?,
-            sha256: by_cpu(packed, &["openssl", "dgst", "-sha256", path])?,
-        })
+/// In this process: its inner loop is assembler, whatever this program was built for.
+#[expect(clippy::cast_precision_loss, reason = "a rate for a table")]
+fn blake3() -> Rate {
+    let (piece, times) = HASHED;
+    let bytes = vec![0x5a; piece];
+    let started = Instant::now();
+    for _ in 0..times {
+        std::hint::black_box(Hasher::of(Algorithm::Blake3, &bytes));
+    }
+    Rate {
+        bytes: (piece * times) as f64,
+        seconds: started.elapsed().as_secs_f64(),
     }
 }
 
@@ -133,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_stream_is_bound_by_one_core() {
+    fn the_slowest_part_is_the_limit_and_is_named() {
         let rate = |seconds| Rate {
             bytes: 10.0,
             seconds,
@@ -144,9 +252,31 @@ mod tests {
             gzip_dense: rate(8.0),
             ..Rates::default()
         };
-        let shared = Limit::AllCores(|rates| rates.gzip_dense.seconds, 5.0);
-        assert!((shared.seconds(&rates, 10, 2) - 5.0).abs() < 1e-9);
-        let alone = Limit::OneCore(|rates| rates.gzip_dense.seconds, 5.0);
-        assert!((alone.seconds(&rates, 10, 2) - 8.0).abs() < 1e-9);
+        let load = Load {
+            rates: &rates,
+            bytes: 10.0,
+            data: 10.0,
+            fetched: 10.0,
+        };
+        let shared = Limit {
+            shared: |load| load.gzip(load.data),
+            alone: |_| [0.0; 2],
+        };
+        let (seconds, why) = shared.of(&load, 5.0, 2);
+        assert!(
+            (seconds - 5.0).abs() < 1e-9 && why.contains("all cores"),
+            "{why}"
+        );
+        let alone = Limit {
+            shared: |_| 0.0,
+            alone: |load| [load.gzip(load.data), load.sha256(load.fetched)],
+        };
+        let (seconds, why) = alone.of(&load, 5.0, 2);
+        assert!(
+            (seconds - 8.0).abs() < 1e-9 && why.contains("decoded by one"),
+            "{why}"
+        );
+        let (seconds, why) = alone.of(&load, 90.0, 4);
+        assert!((seconds - 18.0).abs() < 1e-9 && why == "the disk", "{why}");
     }
 }

@@ -1,5 +1,5 @@
-//! How the bench's images come to be: a dense one of this machine's own programs and noise, a
-//! sparse Debian, and that Debian after an upgrade. The same each time on the same machine.
+//! How the bench's images come to be: dense and sparse ones of this machine's own programs and
+//! noise, a sparse Debian, and that Debian after an upgrade. The same each time on one machine.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
@@ -11,7 +11,6 @@ use serde::Deserialize;
 
 use crate::command::run;
 
-const DENSE_BYTES: u64 = 2 << 30;
 /// The tables' places at both ends.
 const MARGIN: u64 = 1 << 20;
 /// Of each five pieces four are programs and the last is noise.
@@ -24,32 +23,36 @@ const UPGRADE_EVERY: u64 = 10;
 /// How far apart the changed bytes of an upgraded file are.
 const CHANGE_EVERY: usize = 97;
 
-/// 2 GiB without a hole: a GPT with three partitions, four fifths programs, one fifth noise.
-pub(super) fn dense(out: &Path) -> Result<()> {
+/// A GPT with three partitions, four fifths programs, one fifth noise. Of so many pieces only one
+/// is there: with 1 the image has no hole.
+pub(super) fn filled(bytes: u64, one_of: usize, out: &Path) -> Result<()> {
     let file = OpenOptions::new()
         .create(true)
         .write(true)
         .truncate(true)
         .open(out)?;
-    file.set_len(DENSE_BYTES)?;
+    file.set_len(bytes)?;
     let mut programs = Programs::new()?;
     let mut noise = Noise(1);
     let mut buffer = vec![0; PIECE];
     let mut at = MARGIN;
-    let end = DENSE_BYTES - MARGIN;
-    for number in 1.. {
+    let end = bytes - MARGIN;
+    for number in 1_usize.. {
         let size = usize::try_from((end - at).min(PIECE as u64))?;
         if size == 0 {
             break;
         }
-        let piece = &mut buffer[..size];
-        if number % 5 == 0 {
+        let (piece, place) = (&mut buffer[..size], at);
+        at += size as u64;
+        if !number.is_multiple_of(one_of) {
+            continue;
+        }
+        if (number / one_of).is_multiple_of(5) {
             noise.fill(piece);
         } else {
             programs.fill(piece)?;
         }
-        file.write_all_at(piece, at)?;
-        at += size as u64;
+        file.write_all_at(piece, place)?;
     }
     drop(file);
     let out = out.to_str().context("the path is not UTF-8")?;
@@ -60,13 +63,14 @@ pub(super) fn dense(out: &Path) -> Result<()> {
         format!("2:{}", guid(2)),
         format!("3:{}", guid(3)),
     );
-    let partitions = ["-n", "1:2048:+64M", "-n", "2:0:+512M", "-n", "3:0:0"];
+    let second_size = format!("2:0:+{}M", bytes >> 22);
+    let partitions = ["-n", "1:2048:+64M", "-n", &second_size, "-n", "3:0:0"];
     let guids = ["-U", &disk, "-u", &first, "-u", &second, "-u", &third];
     let argv = [&["sgdisk", "--clear"], &partitions[..], &guids, &[out]].concat();
     run(&argv).map(drop)
 }
 
-/// 8 GiB of which 1 GiB is data.
+/// The lab's Debian on a disk of a size, with so much data besides.
 pub(super) fn debian(image_tool: &Path, out: &Path) -> Result<()> {
     let (tool, out) = (image_tool.to_string_lossy(), out.to_string_lossy());
     let sizes = ["--size", "8GiB", "--data", "1GiB"];

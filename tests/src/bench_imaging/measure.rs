@@ -12,17 +12,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::disk::Disk;
-use super::serve::Server;
+use super::disk::Device;
 
 const GLANCE: Duration = Duration::from_millis(50);
 /// Length of one of the kernel's ticks in `/proc/PID/stat`.
 const TICK_SECONDS: f64 = 0.01;
 
 /// One run in figures.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Figures {
     pub(super) wall: f64,
     pub(super) cpu: f64,
@@ -35,14 +34,10 @@ pub(super) struct Figures {
     pub(super) threads: BTreeMap<String, f64>,
 }
 
-/// Runs `work`, and says what it cost until the disk holds all.
-pub(super) fn measured(
-    server: &Server,
-    disk: &Disk,
-    work: impl FnOnce() -> Result<()>,
-) -> Result<Figures> {
+/// Runs `work`, and says what it cost until the disk holds all. What was fetched, the server knows.
+pub(super) fn measured(disk: &Device, work: impl FnOnce() -> Result<()>) -> Result<Figures> {
     let over = AtomicBool::new(false);
-    let (cpu, fetched, written) = (children_seconds()?, server.sent(), disk.written()?);
+    let (cpu, written) = (children_seconds()?, disk.written()?);
     std::thread::scope(|scope| {
         let watcher = scope.spawn(|| watch(&over));
         let started = Instant::now();
@@ -56,7 +51,7 @@ pub(super) fn measured(
             cpu: children_seconds()? - cpu,
             rss: watched.peak,
             rss_sum: watched.peak_sum,
-            fetched: server.sent() - fetched,
+            fetched: 0,
             written: disk.written()? - written,
             threads: watched.by_name(),
         })

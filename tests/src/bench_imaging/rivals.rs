@@ -1,6 +1,7 @@
 //! The contenders: our agent, and what people use today. Each fetches from the same server, checks
 //! the same kind of digest, and ends with the same bytes on the disk. No shell: the pipes are ours.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -9,8 +10,6 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::inputs::Inputs;
-use super::serve::Server;
 use crate::command::run;
 
 const IPA_VERSION: &str = "13.0.0";
@@ -31,10 +30,31 @@ pub(super) enum Way {
     Ipa,
 }
 
+impl fmt::Display for Way {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ours(_) => write!(out, "ours"),
+            Self::Pipe(decoder) => write!(out, "curl, {decoder}, dd"),
+            Self::QemuImg => write!(out, "curl, qemu-img"),
+            Self::Bmaptool(_) => write!(out, "bmaptool"),
+            Self::Ipa => write!(out, "IPA"),
+        }
+    }
+}
+
+/// What is fetched, and what vouches for it: the digest of the file, or of a packed file's index.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Fetch {
+    pub(super) url: String,
+    pub(super) digest: String,
+}
+
 /// Where everything is.
 #[derive(Debug)]
 pub(super) struct Tools {
     pub(super) agent: PathBuf,
+    /// Where the maps lie.
+    pub(super) files: PathBuf,
     /// Memory: for what peers stage, and for pipes with a name.
     pub(super) ram: PathBuf,
     pub(super) venv: PathBuf,
@@ -75,29 +95,16 @@ impl Tools {
         Ok(said.trim().to_owned())
     }
 
-    /// Writes `file` to the disk. What our agent says of it, when it is ours.
-    pub(super) fn write(
-        &self,
-        way: Way,
-        file: &str,
-        inputs: &Inputs,
-        server: &Server,
-        device: &str,
-    ) -> Result<Option<Said>> {
-        let (input, url) = (inputs.get(file)?, server.url(file));
+    /// Writes what is fetched to the disk. What our agent says of it, when it is ours.
+    pub(super) fn write(&self, way: Way, fetch: &Fetch, device: &str) -> Result<Option<Said>> {
+        let (url, digest) = (&fetch.url, &fetch.digest);
+        let sha256 = digest.trim_start_matches("sha256:");
         match way {
-            Way::Ours(more) => {
-                let digest = if more.contains(&"packed") {
-                    inputs.index(file)?.1.to_string()
-                } else {
-                    format!("sha256:{}", input.sha256)
-                };
-                return self.ours(more, &url, &digest, device).map(Some);
-            }
-            Way::Pipe(decoder) => self.pipe(decoder, &url, &input.sha256, device)?,
-            Way::QemuImg => self.qemu_img(&url, &input.sha256, device)?,
-            Way::Bmaptool(map) => bmaptool(&inputs.path(map), &url, device)?,
-            Way::Ipa => self.ipa(&url, &input.sha256, device)?,
+            Way::Ours(more) => return self.ours(more, url, digest, device).map(Some),
+            Way::Pipe(decoder) => self.pipe(decoder, url, sha256, device)?,
+            Way::QemuImg => self.qemu_img(url, sha256, device)?,
+            Way::Bmaptool(map) => bmaptool(&self.files.join(map), url, device)?,
+            Way::Ipa => self.ipa(url, sha256, device)?,
         }
         Ok(None)
     }

@@ -6,10 +6,11 @@ use std::io::Write;
 
 use anyhow::Result;
 
-use super::cases::{Case, Expect};
-use super::limit::Rate;
+use super::cases::{Case, Contender, Expect};
+use super::limit::{Load, Rate};
 use super::measure::Figures;
-use super::{Outcome, Report};
+use super::rivals::Way;
+use super::{Outcome, Section};
 
 const MISSED: &str = "MISSED";
 /// The agent's memory, whatever it writes.
@@ -19,11 +20,15 @@ const RSS_AT_MOST: u64 = 96 << 20;
 const SHOWN: usize = 160;
 
 /// Prints everything.
-pub(super) fn print(report: &Report, cases: &[Case], out: &mut impl Write) -> Result<()> {
-    let cores = report.cores;
+pub(super) fn print(sections: &[Section], out: &mut impl Write) -> Result<()> {
+    sections.iter().try_for_each(|section| one(section, out))
+}
+
+fn one(section: &Section, out: &mut impl Write) -> Result<()> {
+    let (place, cores) = (&section.place, section.cores);
     writeln!(
         out,
-        "\nimages to a disk, {cores} cores, median of the runs, MiB; ratio: theirs / ours"
+        "\nimages to {place}, {cores} cores, median of the runs, MiB; ratio: theirs / ours"
     )?;
     writeln!(
         out,
@@ -39,46 +44,57 @@ pub(super) fn print(report: &Report, cases: &[Case], out: &mut impl Write) -> Re
         "zeroed",
         "ratio"
     )?;
-    for case in cases {
-        let Some(ours) = report.outcomes.get(case.ours) else {
+    let outcome = |contender: &Contender| section.outcomes.get(&contender.to_string());
+    for case in section.cases {
+        let Some(ours) = outcome(&case.ours) else {
             continue;
         };
         writeln!(out, "{}", case.name)?;
         let mut missed = false;
-        row(out, "ours", ours, &limit(report, case, ours))?;
-        for (name, expect) in case.peers {
-            let Some(theirs) = report.outcomes.get(name) else {
+        row(out, "ours", ours, &limit(section, case, ours))?;
+        for (peer, expect) in case.peers {
+            let Some(theirs) = outcome(peer) else {
                 continue;
             };
-            let short = match name.split_once(": ") {
-                Some((_, "ours")) => "ours, a first write",
-                Some((_, peer)) => peer,
-                None => name,
-            };
-            let verdict = verdict(ours, theirs, *expect, report.changed);
+            let verdict = verdict(ours, theirs, *expect, section.changed);
             missed |= verdict.contains(MISSED);
-            row(out, short, theirs, &verdict)?;
+            let name = match peer.way {
+                Way::Ours(_) => "ours, a first write".to_owned(),
+                way => way.to_string(),
+            };
+            row(out, &name, theirs, &verdict)?;
         }
         if missed {
             profile(out, ours)?;
         }
     }
-    memory(report, cases, out)?;
-    limits(report, out)
+    memory(section, out)?;
+    limits(section, out)
 }
 
 /// How near ours is to what this machine can do.
-fn limit(report: &Report, case: &Case, ours: &Outcome) -> String {
-    let (Some(limit), None) = (case.limit, &ours.failure) else {
+#[expect(clippy::cast_precision_loss, reason = "seconds for a table")]
+fn limit(section: &Section, case: &Case, ours: &Outcome) -> String {
+    if ours.failure.is_some() {
         return String::new();
-    };
+    }
     let figures = median(&ours.runs);
-    let seconds = limit.seconds(&report.rates, figures.fetched, report.cores);
+    let (bytes, data) = section
+        .sizes
+        .get(case.ours.image)
+        .copied()
+        .unwrap_or_default();
+    let load = Load {
+        rates: &section.rates,
+        bytes: bytes as f64,
+        data: data as f64,
+        fetched: figures.fetched as f64,
+    };
+    let said = ours.said.last();
+    let written = said.map_or(figures.written, |said| said.bytes_written);
+    let (seconds, why) = case.limit.of(&load, written as f64, section.cores);
     let share = 100.0 * seconds / figures.wall.max(1e-9);
-    format!(
-        "  limit {seconds:.2} s ({}): {share:.0} % of that speed",
-        limit.why()
-    )
+    format!("  limit {seconds:.2} s ({why}): {share:.0} % of that speed")
 }
 
 /// Where the processor time of a row that missed went, by thread.
@@ -154,10 +170,11 @@ fn verdict(ours: &Outcome, theirs: &Outcome, expect: Expect, changed: Option<u64
 }
 
 /// The largest agent of any run.
-fn memory(report: &Report, cases: &[Case], out: &mut impl Write) -> Result<()> {
-    let ours = cases
+fn memory(section: &Section, out: &mut impl Write) -> Result<()> {
+    let ours = section
+        .cases
         .iter()
-        .filter_map(|case| report.outcomes.get(case.ours));
+        .filter_map(|case| section.outcomes.get(&case.ours.to_string()));
     let peaks = ours.flat_map(|outcome| {
         let watched = outcome.runs.iter().map(|run| run.rss);
         let said = outcome.said.iter().map(|said| said.agent_peak_bytes);
@@ -173,21 +190,34 @@ fn memory(report: &Report, cases: &[Case], out: &mut impl Write) -> Result<()> {
     )?)
 }
 
-fn limits(report: &Report, out: &mut impl Write) -> Result<()> {
-    let rates = &report.rates;
-    let gb = |rate: Rate| rate.a_second() / 1e9;
+/// What the machine does, one thing at a time; what was not measured there is left out.
+fn limits(section: &Section, out: &mut impl Write) -> Result<()> {
+    let rates = &section.rates;
+    let of_one_core = [
+        ("zstd -dc dense", rates.zstd_dense),
+        ("sparse", rates.zstd_sparse),
+        ("gzip -dc", rates.gzip_dense),
+        ("qcow2's zlib", rates.zlib),
+        ("BLAKE3", rates.blake3),
+        ("SHA-256", rates.sha256),
+        ("sha256sum", rates.sha256sum),
+    ];
+    let places = [
+        ("link", rates.link),
+        ("to the disk", rates.disk),
+        ("from it", rates.read),
+    ];
+    let (places, one_core) = (listed(&places), listed(&of_one_core));
     Ok(writeln!(
         out,
-        "\nthis machine, GB/s: loopback {:.1}, disk with O_DIRECT {:.1}; one core: zstd -dc {:.2} \
-         dense and {:.2} sparse, gzip -dc {:.2}, SHA-256 {:.2} (sha256sum {:.2})",
-        gb(rates.link),
-        gb(rates.disk),
-        gb(rates.zstd_dense),
-        gb(rates.zstd_sparse),
-        gb(rates.gzip_dense),
-        gb(rates.sha256),
-        gb(rates.sha256sum)
+        "at best there, GB/s: {places}; one core: {one_core}"
     )?)
+}
+
+fn listed(rates: &[(&str, Rate)]) -> String {
+    let measured = rates.iter().filter(|(_, rate)| rate.a_second() > 0.0);
+    let shown = measured.map(|(name, rate)| format!("{name} {:.2}", rate.a_second() / 1e9));
+    shown.collect::<Vec<_>>().join(", ")
 }
 
 /// The run whose wall time is the median.
