@@ -17,6 +17,7 @@ pub mod demo;
 pub mod faults;
 mod forward;
 pub mod images;
+pub mod kube_api;
 pub mod lab;
 pub mod machine;
 pub mod net;

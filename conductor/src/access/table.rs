@@ -107,6 +107,8 @@ pub(crate) const TABLE: &[Line] = &[
     administer("PUT", "/v1/clusters/{name}"),
     administer("PATCH", "/v1/clusters/{name}"),
     administer("DELETE", "/v1/clusters/{name}"),
+    view("GET", "/v1/clusters/{name}/check", Scope::Any),
+    operate("POST", "/v1/clusters/{name}/check", Scope::Global),
     view("GET", "/v1/events", Scope::Any),
     view("GET", "/v1/tasks", Scope::Any),
     operate("DELETE", "/v1/tasks/{name}", Scope::Host),

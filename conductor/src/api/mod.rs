@@ -10,6 +10,7 @@ pub(crate) mod body;
 pub(crate) mod catalog;
 #[cfg(test)]
 mod certificate_tests;
+mod clusters;
 pub(crate) mod daemon;
 mod error;
 pub(crate) mod events;
@@ -81,7 +82,6 @@ pub(crate) struct App {
     /// Limits, and how we are reached.
     pub(crate) world: Arc<World>,
     /// Where hosts join.
-    #[expect(dead_code, reason = "the lifecycle's joining uses it")]
     pub(crate) clusters: Arc<Clusters>,
     /// Goes round for new hosts, too.
     pub(crate) driver: Arc<Driver>,
@@ -144,7 +144,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     operator
         .merge(documents::<Image>("/v1/images"))
         .merge(documents::<Profile>("/v1/profiles"))
-        .merge(documents::<Cluster>("/v1/clusters"))
+        .merge(cluster_routes())
         .layer(middleware::from_fn_with_state(
             Keys::new(Arc::clone(&app)),
             idempotency::once,
@@ -169,6 +169,13 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         ))
         .layer(middleware::map_response(with_version))
         .with_state(app)
+}
+
+fn cluster_routes() -> Router<Arc<App>> {
+    documents::<Cluster>("/v1/clusters").route(
+        "/v1/clusters/{name}/check",
+        get(clusters::last_check).post(clusters::check),
+    )
 }
 
 fn seeing_routes() -> Router<Arc<App>> {

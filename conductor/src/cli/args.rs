@@ -92,6 +92,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: super::image::ImageCommand,
     },
+    /// Take in clusters that hosts join, and prove that they can.
+    Cluster {
+        /// What to do.
+        #[command(subcommand)]
+        command: super::cluster::ClusterCommand,
+    },
     /// Say who may do what, and read what they did.
     #[command(flatten)]
     Access(super::access::AccessCommand),

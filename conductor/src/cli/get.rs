@@ -268,7 +268,11 @@ fn columns(kind: Kind, wide: bool) -> Vec<(&'static str, Cell)> {
             ("IMAGE", Cell::Field("/status/image/url")),
         ]),
         Kind::Image => columns.push(("URL", Cell::Field("/spec/url"))),
-        Kind::Cluster => columns.push(("ENDPOINT", Cell::Field("/spec/endpoint"))),
+        Kind::Cluster => columns.extend([
+            ("ENDPOINT", Cell::Field("/status/endpoint")),
+            ("VERSION", Cell::Field("/status/kubernetes_version")),
+            ("PROBLEM", Cell::Field("/status/problem/code")),
+        ]),
         Kind::Task => columns.extend([
             ("STATE", Cell::Field("/status/state")),
             ("STEP", Cell::Field("/status/step")),

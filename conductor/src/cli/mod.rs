@@ -7,6 +7,7 @@ pub(crate) mod args;
 mod backup;
 mod bundle;
 pub(crate) mod client;
+mod cluster;
 pub(crate) mod complete;
 mod contexts;
 mod describe;
@@ -66,6 +67,13 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Host { command } => {
             let client = Client::open(connection)?;
             return host::run(&client, command, connection.output).await;
+        }
+        Command::Cluster {
+            command: cluster::ClusterCommand::Rbac { kamaji },
+        } => cluster::rbac(kamaji.as_deref())?,
+        Command::Cluster { command } => {
+            let client = Client::open(connection)?;
+            return cluster::run(&client, command, connection.output).await;
         }
         Command::Image { command } => {
             let client = Client::open(connection)?;

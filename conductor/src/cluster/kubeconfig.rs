@@ -241,10 +241,11 @@ pub(crate) mod tests {
     pub(crate) fn with_token(server: &str, ca: &str, token: &str) -> String {
         let ca = BASE64_STANDARD.encode(ca);
         format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: x\nclusters:\n\
-             - name: c\n  cluster:\n\
-             \x20   server: {server}\n    certificate-authority-data: {ca}\ncontexts:\n- name: x\n  \
-             context: {{cluster: c, user: u}}\nusers:\n- name: u\n  user:\n    token: {token}\n"
+            "apiVersion: v1\nkind: Config\ncurrent-context: x\n\
+             clusters:\n- name: c\n  cluster:\n    server: {server}\n\
+             \x20   certificate-authority-data: {ca}\n\
+             contexts:\n- name: x\n  context: {{cluster: c, user: u}}\n\
+             users:\n- name: u\n  user:\n    token: {token}\n"
         )
     }
 

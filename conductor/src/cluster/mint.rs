@@ -4,7 +4,6 @@
 //! A token's id is written down before the cluster gets it, and struck out after the cluster has
 //! lost it. The token itself is told once and kept nowhere.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use ferrite_proto::problem::{Code, Problem};
@@ -216,7 +215,7 @@ fn document_name(cluster: &str, id: &str) -> String {
 
 /// Gives the cluster a token, and waits until it vouches for itself with it.
 pub(super) async fn prove(
-    place: &Arc<Place>,
+    place: &Place,
     token: &Token,
     description: &str,
     expires: Timestamp,

@@ -6,11 +6,14 @@
 //!
 //! Not here: when a host joins or leaves; that is the lifecycle's.
 
+mod check;
 mod drain;
 pub(crate) mod kamaji;
 pub(crate) mod kubeconfig;
 mod mint;
 mod node;
+#[cfg(test)]
+mod tests;
 mod token;
 mod watch;
 mod wire;
@@ -20,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ferrite_proto::address::Policy;
-use ferrite_proto::cluster::{ClusterSpec, ClusterStatus};
+use ferrite_proto::cluster::{ClusterReport, ClusterSpec, ClusterStatus};
 use ferrite_proto::problem::{Code, Problem};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -56,6 +59,8 @@ pub(crate) struct Clusters {
     documents: Documents,
     policy: Policy,
     found: Mutex<Found>,
+    /// The last check of each.
+    reports: Mutex<BTreeMap<String, ClusterReport>>,
 }
 
 /// A cluster that can be asked.
@@ -107,7 +112,14 @@ impl Clusters {
             documents,
             policy,
             found: Mutex::new(BTreeMap::new()),
+            reports: Mutex::new(BTreeMap::new()),
         }
+    }
+
+    /// The last check of a cluster by this conductor.
+    pub(crate) fn report(&self, cluster: &str) -> Option<ClusterReport> {
+        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.get(cluster).cloned()
     }
 
     fn document(&self, cluster: &str) -> Result<Arc<Document>, Problem> {

@@ -331,22 +331,17 @@ fn chain(error: &reqwest::Error) -> String {
     short(&last)
 }
 
-/// What is wrong with the server's certificate, if that is why.
-fn certificate_error(error: &reqwest::Error) -> Option<String> {
-    let mut source = error.source();
-    while let Some(deeper) = source {
-        let inner = deeper.downcast_ref::<std::io::Error>();
-        let inner = inner.and_then(std::io::Error::get_ref);
-        let tls = match inner {
-            Some(inner) => inner.downcast_ref::<rustls::Error>(),
-            None => deeper.downcast_ref::<rustls::Error>(),
-        };
-        if let Some(rustls::Error::InvalidCertificate(why)) = tls {
-            return Some(short(&why.to_string()));
-        }
-        source = deeper.source();
+/// What is wrong with the server's certificate, if that is why. An I/O error hides what it holds
+/// from `source`, and may hold another.
+fn certificate_error(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    if let Some(rustls::Error::InvalidCertificate(why)) = error.downcast_ref() {
+        return Some(short(&why.to_string()));
     }
-    None
+    let held = error.downcast_ref::<std::io::Error>();
+    if let Some(held) = held.and_then(std::io::Error::get_ref) {
+        return certificate_error(held);
+    }
+    certificate_error(error.source()?)
 }
 
 /// A stranger's words, as they may stand in ours.

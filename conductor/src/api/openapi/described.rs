@@ -8,7 +8,7 @@ use ferrite_proto::api::{
     Version,
 };
 use ferrite_proto::catalog::{Image, ImageList, Profile, ProfileList};
-use ferrite_proto::cluster::{Cluster, ClusterList};
+use ferrite_proto::cluster::{Cluster, ClusterList, ClusterReport};
 use ferrite_proto::host::{Host, HostManifest};
 use ferrite_proto::inventory::Inventory;
 use ferrite_proto::operation::{Approve, Clean, Rescue, RescuePassword, Service};
@@ -117,6 +117,7 @@ pub(super) fn describe(all: &mut Document) {
     resources::<Image, ImageList>(all, "images", "Image");
     resources::<Profile, ProfileList>(all, "profiles", "Profile");
     resources::<Cluster, ClusterList>(all, "clusters", "Cluster");
+    checks(all);
     conductor(all);
     agents(all);
 }
@@ -305,6 +306,18 @@ fn resources<R: ToSchema, L: ToSchema>(all: &mut Document, plural: &str, one: &s
         None,
         "It is gone.",
     );
+}
+
+fn checks(all: &mut Document) {
+    const PATH: &str = "/v1/clusters/{name}/check";
+    let summary = "The last check of a cluster by this conductor.";
+    all.call("GET", PATH, "readClusterCheck", summary)
+        .answers::<ClusterReport>(200, "What was found.");
+    let summary = "Proves what a join needs. Makes a bootstrap token and removes it.";
+    let version = json!({"type": "string", "maxLength": 63});
+    all.call("POST", PATH, "checkCluster", summary)
+        .query("kubelet_version", &version, "Of the image's kubelet.")
+        .answers::<ClusterReport>(200, "What was found.");
 }
 
 fn fleet(all: &mut Document) {
