@@ -41,12 +41,13 @@ use ferrite_proto::inventory::Disk;
 use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::step::ImageWritten;
 
-use crate::disk::Device;
+use crate::disk::{Device, EDGE};
 use crate::steps::Context;
+use crate::stream::Fetched;
+use crate::stream::meter::Meter;
 use crate::stream::resolve::resolve;
 use crate::stream::terms::Terms;
 use edges::Edges;
-use refusal::format_problem;
 
 /// What is demanded besides the image itself.
 #[derive(Debug, Clone, Copy, Default)]
@@ -72,10 +73,6 @@ pub(crate) fn write(
             "correct the image's description",
         )
     })?;
-    if image.raw_digest.is_some() && image.format == Format::Qcow2 {
-        let what = "this agent does not check a digest of the content of qcow2 images";
-        return Err(format_problem(image, what));
-    }
     let image = &resolve(image, terms, context.cancelled)?;
     let path = context.root.path(&disk.name);
     let target = Target {
@@ -123,8 +120,31 @@ impl Target<'_> {
     }
 
     /// Makes the disk bootable: everything else is durable, and is what was demanded.
-    fn commit(self, edges: Edges) -> Result<(), Problem> {
-        edges.commit(self.image, self.device, &self.path)
+    fn commit(self, edges: Edges, written: ImageWritten) -> Result<ImageWritten, Problem> {
+        edges.commit(self.image, self.device, &self.path)?;
+        let seconds = self.started.elapsed().as_secs_f64();
+        Ok(ImageWritten { seconds, ..written })
+    }
+
+    /// Ends what came as a stream.
+    fn end(
+        self,
+        edges: Edges,
+        placed: Placed,
+        fetched: &Fetched,
+        meter: &mut Meter<'_>,
+    ) -> Result<ImageWritten, Problem> {
+        meter.enter("writing tables", fetched.bytes, Some(fetched.bytes));
+        let written = ImageWritten {
+            bytes_read: fetched.bytes,
+            bytes_image: placed.image,
+            bytes_written: placed.written + placed.image.min(EDGE),
+            bytes_zeroed: placed.zeroed,
+            digest: fetched.digest.as_ref().map(ToString::to_string),
+            memory_low_bytes: meter.memory_low(),
+            ..self.report()
+        };
+        self.commit(edges, written)
     }
 
     /// The report, with what is the same for every form.
@@ -137,6 +157,14 @@ impl Target<'_> {
             ..ImageWritten::default()
         }
     }
+}
+
+/// What became of a stream, but for the edges.
+#[derive(Debug, Clone, Copy)]
+struct Placed {
+    image: u64,
+    written: u64,
+    zeroed: u64,
 }
 
 /// The most memory that this process ever used.

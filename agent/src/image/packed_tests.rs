@@ -111,6 +111,56 @@ fn an_image_of_odd_length_without_a_table_is_written_as_it_is() {
     }
 }
 
+/// Once for its index, once for its chunks; and the second time as if it had changed.
+#[test]
+fn a_server_without_ranges_gives_the_file_twice() {
+    let image = image(16, 1);
+    let (file, packed) = pack(&image);
+    let plain = || Served::whole(&file).without_ranges();
+    let server = Server::start(vec![plain()]);
+    let described = packed_ref(server.url(), &packed);
+    let machine = Machine::new(24 * MIB);
+    let after = expected(&image, vec![0xa5; 24 * MIB]);
+    let report = machine.write(&described, &NoKernel).unwrap();
+    assert!(machine.disk() == after);
+    assert!(report.bytes_read > file.len() as u64 * 3 / 2, "{report:?}");
+    // Nothing is to be written: nothing is fetched for it.
+    let again = machine.write(&described, &NoKernel).unwrap();
+    assert_eq!((again.bytes_written, again.bytes_zeroed), (0, 0));
+    assert!(again.bytes_read <= file.len() as u64, "{again:?}");
+    // One chunk is wrong, and one of zeros.
+    let mut disk = after.clone();
+    disk[5 * MIB] ^= 1;
+    disk[14 * MIB] ^= 1;
+    machine.set_disk(&disk);
+    let mended = machine.write(&described, &NoKernel).unwrap();
+    assert!(machine.disk() == after);
+    assert!(mended.bytes_written < 6 * MIB as u64, "{mended:?}");
+}
+
+#[test]
+fn a_file_that_changes_before_it_comes_again_never_boots() {
+    let image = image(16, 1);
+    let (file, packed) = pack(&image);
+    let mut other = file.clone();
+    let middle = usize::try_from(packed.index.packed_bytes()).unwrap() / 2;
+    other[middle..middle + 100].fill(7);
+    let plain = |file: &[u8]| Served::whole(file).without_ranges();
+    for (second, code) in [
+        (plain(&other), Code::ImageDigestMismatch),
+        (plain(&other).tagged("\"two\""), Code::ImageTruncated),
+        (plain(&file[..file.len() / 2]), Code::ImageTruncated),
+    ] {
+        // The first asks for a range, the second is for the index.
+        let server = Server::start(vec![plain(&file), plain(&file), second]);
+        let machine = Machine::new(24 * MIB);
+        let problem = machine.write(&packed_ref(server.url(), &packed), &NoKernel);
+        let problem = problem.unwrap_err();
+        assert_eq!(problem.code, code, "{problem}");
+        assert!(!is_bootable(&machine.disk()), "{problem}");
+    }
+}
+
 #[test]
 fn what_cannot_end_well_is_refused_before_the_first_write() {
     let image = image(16, 1);
@@ -137,12 +187,6 @@ fn what_cannot_end_well_is_refused_before_the_first_write() {
     refused(whole(), &other, Code::ImageDigestMismatch, "ferrite-image");
     refused(Served::whole(&image), &named, Code::ImageFormat, "pack");
     refused(Served::whole(b"x"), &named, Code::ImageFormat, "pack");
-    refused(
-        whole().without_ranges(),
-        &named,
-        Code::ImageInvalid,
-        "ranges",
-    );
     refused(Served::status(404), &named, Code::ImageNotFound, "404");
     let mut damaged = file.clone();
     let at = usize::try_from(packed.index.packed_bytes()).unwrap() + 40;

@@ -7,8 +7,7 @@ use ferrite_proto::step::ImageWritten;
 use super::content::Content;
 use super::read_back::ReadBack;
 use super::refusal::{foreign_problem, format_problem, shown, too_large};
-use super::{Edges, Target};
-use crate::disk::EDGE;
+use super::{Edges, Placed, Target};
 use crate::disk::gpt::HEAD;
 use crate::stream::meter::{Meter, Parts};
 use crate::stream::terms::Terms;
@@ -41,48 +40,28 @@ pub(super) fn write(target: Target<'_>, terms: &Terms) -> Result<ImageWritten, P
         content: Content::of(image),
     };
     let filled = writing.fill(stream, first);
-    let (copied, fetched) = filled.inspect_err(|_| target.give_up())?;
+    let (placed, fetched) = filled.inspect_err(|_| target.give_up())?;
     let Writing {
         edges, mut meter, ..
     } = writing;
-    meter.enter("writing tables", fetched.bytes, Some(fetched.bytes));
-    let written = ImageWritten {
-        bytes_read: fetched.bytes,
-        bytes_image: copied.image,
-        bytes_written: copied.written + copied.image.min(EDGE),
-        bytes_zeroed: copied.zeroed,
-        digest: fetched.digest.map(|digest| digest.to_string()),
-        memory_low_bytes: meter.memory_low(),
-        ..target.report()
-    };
-    let started = target.started;
-    target.commit(edges)?;
-    let seconds = started.elapsed().as_secs_f64();
-    Ok(ImageWritten { seconds, ..written })
-}
-
-/// What went to the disk.
-struct Copied {
-    image: u64,
-    written: u64,
-    zeroed: u64,
+    target.end(edges, placed, &fetched, &mut meter)
 }
 
 /// A disk that is being written, its edges cleared.
-struct Writing<'a> {
+struct Writing<'a, 'p> {
     target: &'a Target<'a>,
     edges: Edges,
-    meter: Meter<'a>,
+    meter: Meter<'p>,
     /// What was written, where it shall be read back.
     read_back: Option<ReadBack>,
     content: Content,
 }
 
-impl Writing<'_> {
+impl Writing<'_, '_> {
     /// Writes all but the edges, and checks that it was the whole of the right file.
-    fn fill(&mut self, stream: ImageStream, first: Piece) -> Result<(Copied, Fetched), Problem> {
-        let copied = self.copy(&stream, first)?;
-        self.edges.check_length(self.target.image, copied.image)?;
+    fn fill(&mut self, stream: ImageStream, first: Piece) -> Result<(Placed, Fetched), Problem> {
+        let placed = self.copy(&stream, first)?;
+        self.edges.check_length(self.target.image, placed.image)?;
         self.meter
             .enter("checking", stream.consumed(), stream.total());
         let fetched = stream.finish()?;
@@ -91,11 +70,11 @@ impl Writing<'_> {
             let cancelled = self.target.context.cancelled;
             read_back.check(&self.target.device, &mut self.meter, cancelled)?;
         }
-        Ok((copied, fetched))
+        Ok((placed, fetched))
     }
 
     /// Writes everything but what [`Edges`] hold back.
-    fn copy(&mut self, stream: &ImageStream, first: Piece) -> Result<Copied, Problem> {
+    fn copy(&mut self, stream: &ImageStream, first: Piece) -> Result<Placed, Problem> {
         let device = &self.target.device;
         let limit = device.bytes();
         let mut writer = Writer::new(device, self.edges.body().start);
@@ -121,7 +100,7 @@ impl Writing<'_> {
             next = stream.next(self.target.context.cancelled)?;
         }
         let (written, zeroed) = writer.end()?;
-        Ok(Copied {
+        Ok(Placed {
             image: length,
             written,
             zeroed,

@@ -42,6 +42,35 @@ fn mixed(index: usize, bytes: &[u8]) -> Stored {
     }
 }
 
+/// Whatever the disk has in its place: the backup table moved or not, edges held back, holes.
+#[test]
+fn a_digest_of_the_content_is_that_of_the_raw_image() {
+    let disk = image(16, 1);
+    for (bits, disk_mib) in [(16, 16), (16, 24), (9, 24), (20, 17)] {
+        let made = Made {
+            cluster_bits: bits,
+            ..Made::default()
+        };
+        let store = if bits == 9 { sparse } else { mixed };
+        let file = made.file(&disk, store);
+        let server = Server::start(vec![Served::whole(&file)]);
+        let with = |digest| ImageRef {
+            raw_digest: Some(digest),
+            ..describe(&server, &file)
+        };
+        let machine = Machine::new(disk_mib * MIB);
+        let problem = machine.write(&with(sha256(b"other")), &NoKernel);
+        let problem = problem.unwrap_err();
+        assert_eq!(problem.code, Code::ImageDigestMismatch, "{problem}");
+        assert!(problem.message.contains("the content of http"), "{problem}");
+        assert!(!is_bootable(&machine.disk()), "{bits} {disk_mib}");
+        let written = machine.write(&with(sha256(&disk)), &NoKernel);
+        assert!(written.is_ok(), "{bits} {disk_mib}: {written:?}");
+        let after = expected(&disk, vec![0xa5; disk_mib * MIB]);
+        assert!(machine.disk() == after, "{bits} {disk_mib}");
+    }
+}
+
 #[test]
 fn qcow2_becomes_what_raw_would_have_become() {
     let disk = image(16, 1);

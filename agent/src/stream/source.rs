@@ -97,6 +97,15 @@ impl FetchError {
         }
     }
 
+    /// Whether all that is missing is a server that knows ranges.
+    pub(crate) fn is_for_want_of_ranges(&self) -> bool {
+        match self {
+            Self::NoRanges { .. } => true,
+            Self::Nowhere(errors) => errors.iter().all(Self::is_for_want_of_ranges),
+            _ => false,
+        }
+    }
+
     fn pause(&self) -> Option<Duration> {
         match self {
             Self::Status { after, .. } => *after,
@@ -274,6 +283,20 @@ impl Source {
         Reader::new(self.clone(), range.start, Some(range.end), false)
     }
 
+    /// What is said when it would have to be read in ranges, and cannot.
+    pub(crate) fn for_want_of_ranges(&self) -> FetchError {
+        let url = self.name();
+        FetchError::NoRanges { url }
+    }
+
+    /// How messages call it.
+    fn name(&self) -> String {
+        match &self.0.place {
+            Place::Local { path, .. } => path.display().to_string(),
+            Place::Web(web) => web.mirrors[0].url.clone(),
+        }
+    }
+
     /// Before ranges are read: learns the file's length, and gives its first bytes.
     pub(crate) fn greet(&self) -> Result<Vec<u8>, FetchError> {
         let mut reader = self.range(0..self.total().unwrap_or(GREETING).min(GREETING));
@@ -429,6 +452,14 @@ impl Reader {
             body: None,
             futile: 0,
             gained: 0,
+        }
+    }
+
+    /// What is said when it ends before all that is wanted came.
+    pub(crate) fn ended(&self) -> FetchError {
+        FetchError::NotTheSame {
+            url: self.source.name(),
+            why: "it ended before all that its index names",
         }
     }
 

@@ -7,6 +7,7 @@
 //! person gave vouches for the index.
 
 mod deeds;
+mod file;
 mod open;
 mod signed;
 mod tally;
@@ -18,7 +19,7 @@ mod tests;
 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use ferrite_proto::problem::Problem;
 use ferrite_proto::step::ImageWritten;
@@ -28,9 +29,10 @@ use super::refusal::internal;
 use super::{Target, refusal};
 use crate::disk::DiskError;
 use crate::stream::meter::Meter;
-use crate::stream::source::{Source, Stop};
+use crate::stream::source::Stop;
 use crate::stream::terms::Terms;
 use crate::stream::{GLANCE, cancelled_problem};
+use file::File;
 use open::{Held, Opened};
 use tally::{Phase, Tally};
 use work::{Hands, Work};
@@ -55,13 +57,11 @@ pub(super) fn write(target: Target<'_>, terms: &Terms) -> Result<ImageWritten, P
         memory_low_bytes: meter.memory_low(),
         ..tally.report(target.report())
     };
-    let started = target.started;
     if filled.changed {
-        target.commit(filled.edges)?;
-    } else {
-        target.device.finish()?;
+        return target.commit(filled.edges, written);
     }
-    let seconds = started.elapsed().as_secs_f64();
+    target.device.finish()?;
+    let seconds = target.started.elapsed().as_secs_f64();
     Ok(ImageWritten { seconds, ..written })
 }
 
@@ -102,12 +102,13 @@ struct Filled {
 }
 
 fn fill(target: &Target<'_>, terms: &Terms, stop: &Stop, tally: &Tally) -> Result<Filled, Problem> {
-    let source = Source::new(target.image, terms, Arc::clone(stop))?;
-    let Opened { index, edges, held } = open::open(target, &source, tally)?;
+    let mut file = File::greet(target.image, terms, stop, tally)?;
+    let Opened { index, edges, held } = open::open(target, &file, tally)?;
+    file.let_go();
     let begun = Begun::new(target, &edges, index.image_bytes);
     let work = Work {
         target,
-        source: &source,
+        file: &file,
         index: &index,
         edges: &edges,
         begun: &begun,

@@ -1,7 +1,6 @@
 //! A packed image before the first write: its index, fetched and checked, and the chunks of which
 //! something is held back or changed on this disk.
 
-use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use ferrite_imaging::Hasher;
@@ -9,15 +8,15 @@ use ferrite_imaging::packed::{BadIndex, Index, Located, TAIL_BYTES, Unpacker, lo
 use ferrite_proto::image::ImageRef;
 use ferrite_proto::problem::{Code, Problem};
 
+use super::file::File;
 use super::signed;
 use super::tally::{Phase, Tally, add};
-use super::work::{fill, unpack};
+use super::work::unpack;
 use super::{Begun, Target, internal, refusal};
 use crate::disk::aligned::Aligned;
 use crate::disk::gpt::HEAD;
 use crate::disk::{Device, DiskError};
 use crate::image::edges::Edges;
-use crate::stream::source::Source;
 use crate::stream::write::Writer;
 
 /// Most that the chunks held may take: a disk's edges and an image's own backup, each less than
@@ -42,14 +41,13 @@ pub(super) struct Held {
 }
 
 /// Fetches and checks what vouches for the image, and refuses what cannot end well.
-pub(super) fn open(target: &Target<'_>, source: &Source, tally: &Tally) -> Result<Opened, Problem> {
-    let index = fetch_index(target.image, source)?;
+pub(super) fn open(target: &Target<'_>, file: &File, tally: &Tally) -> Result<Opened, Problem> {
+    let index = fetch_index(target.image, file)?;
     let mut loader = Loader {
         image: target.image,
-        source,
+        file,
         index: &index,
         unpacker: Unpacker::new().map_err(|error| internal(&error.to_string()))?,
-        packed: Vec::new(),
     };
     let chunk = index.chunk_bytes as usize;
     let first = HEAD.div_ceil(chunk).min(index.chunks.len());
@@ -90,7 +88,7 @@ pub(super) fn open(target: &Target<'_>, source: &Source, tally: &Tally) -> Resul
         }
     });
     let held = held.collect();
-    tally.fetched.store(source.moved(), Ordering::Relaxed);
+    tally.fetched.store(file.source.moved(), Ordering::Relaxed);
     tally.image.store(index.image_bytes, Ordering::Relaxed);
     tally.enter(Phase::Writing);
     Ok(Opened { index, edges, held })
@@ -103,13 +101,12 @@ pub(super) fn is_held(index: &Index, edges: &Edges, number: usize) -> bool {
 }
 
 /// The index, once its digest holds.
-fn fetch_index(image: &ImageRef, source: &Source) -> Result<Index, Problem> {
-    source.greet()?;
-    let total = source
+fn fetch_index(image: &ImageRef, file: &File) -> Result<Index, Problem> {
+    let total = file
         .total()
         .ok_or_else(|| bad(image, "its server does not say how long it is"))?;
     let tail_at = total.saturating_sub(TAIL_BYTES as u64);
-    let tail = bytes_of(source, tail_at..total)?;
+    let tail = file.bytes(tail_at..total)?;
     let Located {
         index: range,
         signature,
@@ -120,22 +117,15 @@ fn fetch_index(image: &ImageRef, source: &Source) -> Result<Index, Problem> {
             .unwrap_or_default()
             .to_vec()
     } else {
-        bytes_of(source, range.clone())?
+        file.bytes(range.clone())?
     };
     check_digest(image, &frame)?;
-    signed::check(image, source, &frame, signature)?;
+    signed::check(image, file, &frame, signature)?;
     let index = Index::parse(&frame).map_err(|error| not_packed(image, error))?;
     if index.packed_bytes() != range.start {
         return Err(bad(image, "its chunks do not end where its index begins"));
     }
     Ok(index)
-}
-
-pub(super) fn bytes_of(source: &Source, range: Range<u64>) -> Result<Vec<u8>, Problem> {
-    let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-    let mut bytes = vec![0; length];
-    fill(&mut source.range(range), &mut bytes)?;
-    Ok(bytes)
 }
 
 fn check_digest(image: &ImageRef, frame: &[u8]) -> Result<(), Problem> {
@@ -184,10 +174,9 @@ fn bad(image: &ImageRef, what: &str) -> Problem {
 /// Fetches single chunks.
 struct Loader<'a> {
     image: &'a ImageRef,
-    source: &'a Source,
+    file: &'a File,
     index: &'a Index,
     unpacker: Unpacker,
-    packed: Vec<u8>,
 }
 
 impl Loader<'_> {
@@ -201,16 +190,14 @@ impl Loader<'_> {
             return Ok(raw);
         }
         let bytes = chunk.offset..chunk.offset + u64::from(chunk.packed);
-        let mut from = self.source.range(bytes);
-        let (unpacker, packed) = (&mut self.unpacker, &mut self.packed);
-        let url = &self.image.url;
+        let packed = self.file.bytes(bytes)?;
+        let (url, unpacker) = (&self.image.url, &mut self.unpacker);
         unpack(
             url,
             self.index,
             number,
-            &mut from,
             unpacker,
-            packed,
+            &packed,
             &mut raw[..length],
         )?;
         Ok(raw)

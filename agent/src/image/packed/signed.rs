@@ -6,13 +6,12 @@ use ferrite_imaging::packed::PublicKey;
 use ferrite_proto::image::ImageRef;
 use ferrite_proto::problem::{Code, Problem};
 
-use super::open::bytes_of;
-use crate::stream::source::Source;
+use super::file::File;
 
 /// Checks the signature of the index's frame, where one is demanded.
 pub(super) fn check(
     image: &ImageRef,
-    source: &Source,
+    file: &File,
     index: &[u8],
     signature: Option<Range<u64>>,
 ) -> Result<(), Problem> {
@@ -24,7 +23,7 @@ pub(super) fn check(
         Problem::new(Code::ImageInvalid, what, "correct the image's description")
     })?;
     let range = signature.ok_or_else(|| unsigned(image, "it has no signature"))?;
-    let frame = bytes_of(source, range)?;
+    let frame = file.bytes(range)?;
     key.vouches(index, &frame)
         .map_err(|error| unsigned(image, &error.to_string()))
 }

@@ -14,6 +14,7 @@ use ferrite_imaging::packed::{Index, Unpacker};
 use ferrite_proto::problem::{Code, Problem};
 
 use super::deeds::{Deed, deeds};
+use super::file::File;
 use super::open::Held;
 use super::tally::{Tally, add};
 use super::{Begun, Edges, Target, internal, open};
@@ -21,13 +22,15 @@ use crate::disk::DiskError;
 use crate::disk::aligned::Aligned;
 use crate::image::content::Content;
 use crate::image::zeros::Zeros;
-use crate::stream::source::{FetchError, Reader, Source};
+use crate::stream::source::{FetchError, Reader};
 use crate::stream::write::Writer;
 
 /// Threads for each processor: while one waits for the disk or the network, another computes.
 const FOR_EACH: usize = 2;
 /// Most threads: with 4.2 MiB each, all of the agent stays below 96 MiB.
 const MOST: usize = 12;
+/// What is thrown away at once.
+const AT_ONCE: usize = 1 << 20;
 /// Chunks that a thread takes at once, at most: 128 MiB of the image.
 const LONGEST_RUN: usize = 64;
 /// Each thread comes for more about so many times, so that all end together.
@@ -38,7 +41,7 @@ const UNFLUSHED: u64 = 32 << 20;
 /// What all threads share.
 pub(super) struct Work<'a> {
     pub(super) target: &'a Target<'a>,
-    pub(super) source: &'a Source,
+    pub(super) file: &'a File,
     pub(super) index: &'a Index,
     pub(super) edges: &'a Edges,
     pub(super) begun: &'a Begun<'a>,
@@ -76,19 +79,62 @@ impl Work<'_> {
     /// only files), what SCSI and NVMe could say of that is optional and often wrong, and zeroing
     /// them again would be a write, and wear, where nothing has changed.
     pub(super) fn fill(&self, comparing: bool) -> Result<(), Problem> {
-        if comparing {
-            return self.by_all(|run, hands| {
+        match (comparing, self.file.is_whole()) {
+            (true, false) => self.by_all(|run, hands| {
                 let needed = self.wrong_ones(run, hands);
                 self.perform_all(&needed, hands)
-            });
+            }),
+            (true, true) => {
+                let needed = self.all_wrong_ones()?;
+                self.fetch_in_order(&needed)
+            }
+            (false, false) => self.beside_zeros(|| {
+                self.by_all(|run, hands| {
+                    let needed: Vec<_> = run.filter(|&number| self.has_data(number)).collect();
+                    self.perform_all(&needed, hands)
+                })
+            }),
+            (false, true) => self.beside_zeros(|| {
+                let all = 0..self.index.chunks.len();
+                let needed: Vec<_> = all.filter(|&number| self.has_data(number)).collect();
+                self.fetch_in_order(&needed)
+            }),
         }
-        self.beside_zeros(|| {
-            self.by_all(|run, hands| {
-                let data =
-                    |number: &usize| !self.index.chunks[*number].zero && !self.is_held(*number);
-                self.perform_all(&run.filter(data).collect::<Vec<_>>(), hands)
-            })
-        })
+    }
+
+    fn has_data(&self, number: usize) -> bool {
+        !self.index.chunks[number].zero && !self.is_held(number)
+    }
+
+    /// The chunks of data that the disk does not have; those of zeros are made so at once.
+    fn all_wrong_ones(&self) -> Result<Vec<usize>, Problem> {
+        let wrong = Mutex::new(Vec::new());
+        self.by_all(|run, hands| {
+            let needed = self.wrong_ones(run, hands);
+            let (data, zeros): (Vec<_>, Vec<_>) = needed
+                .into_iter()
+                .partition(|&number| self.has_data(number));
+            let mut wrong = wrong.lock().unwrap_or_else(PoisonError::into_inner);
+            wrong.extend(data);
+            drop(wrong);
+            self.perform_all(&zeros, hands)
+        })?;
+        let mut wrong = wrong.into_inner().unwrap_or_else(PoisonError::into_inner);
+        wrong.sort_unstable();
+        Ok(wrong)
+    }
+
+    /// Fetches the whole file for these chunks, given in order.
+    fn fetch_in_order(&self, numbers: &[usize]) -> Result<(), Problem> {
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        let mut hands = Hands::new(self.index)?;
+        self.take(self.file.source.whole(), 0, numbers, &mut hands)?;
+        if self.stopped() {
+            return Err(FetchError::Stopped.into());
+        }
+        Ok(())
     }
 
     /// The chunks of a run that the disk does not have.
@@ -299,8 +345,18 @@ impl Work<'_> {
         numbers: &[usize],
         hands: &mut Hands,
     ) -> Result<(), Problem> {
-        let mut at = bytes.start;
-        let mut reader = self.source.range(bytes);
+        let start = bytes.start;
+        self.take(self.file.source.range(bytes), start, numbers, hands)
+    }
+
+    /// Writes chunks as they come from a reader that is at a byte of the file.
+    fn take(
+        &self,
+        mut reader: Reader,
+        mut at: u64,
+        numbers: &[usize],
+        hands: &mut Hands,
+    ) -> Result<(), Problem> {
         for &number in numbers {
             if self.stopped() {
                 return Ok(());
@@ -311,25 +367,31 @@ impl Work<'_> {
             self.unpack(number, &mut reader, hands)?;
             self.begun.begin()?;
             self.put(number, hands)?;
+            let moved = self.file.source.moved();
+            self.tally.fetched.store(moved, Ordering::Relaxed);
         }
-        self.tally
-            .fetched
-            .store(self.source.moved(), Ordering::Relaxed);
         Ok(())
     }
 
     /// The next chunk of a reader, checked.
     fn unpack(&self, number: usize, from: &mut Reader, hands: &mut Hands) -> Result<(), Problem> {
         let length = self.index.length(number) as usize;
-        let raw = &mut hands.raw[..length];
+        let Hands {
+            unpacker,
+            packed,
+            raw,
+            ..
+        } = hands;
+        packed.resize(self.index.chunks[number].packed as usize, 0);
+        fill(from, packed)?;
+        let url = &self.target.image.url;
         unpack(
-            &self.target.image.url,
+            url,
             self.index,
             number,
-            from,
-            &mut hands.unpacker,
-            &mut hands.packed,
-            raw,
+            unpacker,
+            packed,
+            &mut raw[..length],
         )?;
         add(&self.tally.decoded, length as u64);
         Ok(())
@@ -364,19 +426,16 @@ impl Work<'_> {
     }
 }
 
-/// Reads a chunk's frame, and makes the chunk of it.
+/// Makes a chunk of its frame.
 pub(super) fn unpack(
     url: &str,
     index: &Index,
     number: usize,
-    from: &mut Reader,
     unpacker: &mut Unpacker,
-    packed: &mut Vec<u8>,
+    packed: &[u8],
     into: &mut [u8],
 ) -> Result<(), Problem> {
     let chunk = &index.chunks[number];
-    packed.resize(chunk.packed as usize, 0);
-    fill(from, packed)?;
     unpacker.unpack(chunk, packed, into).map_err(|bad| {
         let start = index.start(number);
         let why = std::error::Error::source(&bad).map(|source| format!(" ({source})"));
@@ -398,7 +457,7 @@ pub(super) fn fill(from: &mut Reader, buffer: &mut [u8]) -> Result<(), FetchErro
     let mut done = 0;
     while done < buffer.len() {
         match from.next(&mut buffer[done..])? {
-            0 => return Err(FetchError::Stopped),
+            0 => return Err(from.ended()),
             count => done += count,
         }
     }
@@ -407,9 +466,14 @@ pub(super) fn fill(from: &mut Reader, buffer: &mut [u8]) -> Result<(), FetchErro
 
 /// Reads what nobody needs.
 fn discard(from: &mut Reader, bytes: u64, scratch: &mut Vec<u8>) -> Result<(), FetchError> {
-    let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-    scratch.resize(bytes, 0);
-    fill(from, scratch)
+    let mut left = bytes;
+    while left > 0 {
+        let part = usize::try_from(left).map_or(AT_ONCE, |left| left.min(AT_ONCE));
+        scratch.resize(part, 0);
+        fill(from, scratch)?;
+        left -= part as u64;
+    }
+    Ok(())
 }
 
 fn threads() -> usize {

@@ -6,6 +6,7 @@
 //! the stream what they were then; what the tables say nothing of is zeroed.
 
 mod layout;
+mod original;
 mod place;
 mod sort;
 
@@ -22,14 +23,14 @@ use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::step::ImageWritten;
 
 use super::zeros::Zeros;
-use super::{Edges, Target};
+use super::{Edges, Placed, Target};
 use crate::disk::gpt::HEAD;
 use crate::stream::meter::Meter;
 use crate::stream::source::{FetchError, Source, Stop};
 use crate::stream::terms::Terms;
 use crate::stream::{Fetched, ImageStream, Piece, cancelled_problem};
 use layout::{Layout, NoLayout};
-use place::{Place, Placed};
+use place::Place;
 use sort::{Sorter, Unsorted};
 
 /// How often it is looked whether the step has been cancelled.
@@ -66,20 +67,7 @@ pub(super) fn write(target: Target<'_>, terms: &Terms) -> Result<ImageWritten, P
     let filled = writing.fill(stream, first, edges);
     let (edges, placed, fetched) = filled.inspect_err(|_| target.give_up())?;
     let mut meter = writing.meter;
-    meter.enter("writing tables", fetched.bytes, Some(fetched.bytes));
-    let written = ImageWritten {
-        bytes_read: fetched.bytes,
-        bytes_image: size,
-        bytes_written: placed.written + known.head.len() as u64,
-        bytes_zeroed: placed.zeroed,
-        digest: fetched.digest.map(|digest| digest.to_string()),
-        memory_low_bytes: meter.memory_low(),
-        ..target.report()
-    };
-    let started = target.started;
-    target.commit(edges)?;
-    let seconds = started.elapsed().as_secs_f64();
-    Ok(ImageWritten { seconds, ..written })
+    target.end(edges, placed, &fetched, &mut meter)
 }
 
 /// What is read of a file before it comes as a stream.
@@ -136,13 +124,13 @@ impl Known {
 }
 
 /// A stream whose file is sorted and placed.
-struct Writing<'a> {
+struct Writing<'a, 'p> {
     target: &'a Target<'a>,
     known: &'a Known,
-    meter: Meter<'a>,
+    meter: Meter<'p>,
 }
 
-impl Writing<'_> {
+impl Writing<'_, '_> {
     /// Writes all but the edges, and checks that it was the whole of the right file.
     fn fill(
         &mut self,
@@ -159,28 +147,34 @@ impl Writing<'_> {
             head: &self.known.head,
             edges: Mutex::new(edges),
             read_back: target.demand.verify.then(Mutex::default),
+            originals: target.image.raw_digest.as_ref().map(|_| Mutex::default()),
             failure: Mutex::default(),
             stop: AtomicBool::new(false),
             cancelled: target.context.cancelled,
         };
         let sort = |sorter: Sorter<'_>| self.sort(&stream, first, sorter, &place.stop);
-        let placed = place.by_workers(&Zeros::new(zeros.clone()), sort)?;
+        let done = place.by_workers(&Zeros::new(zeros.clone()), sort)?;
         self.meter
             .enter("checking", stream.consumed(), stream.total());
         let fetched = stream.finish()?;
-        let edges = place
-            .edges
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
-        let read_back = place.read_back.map(Mutex::into_inner);
-        if let Some(read_back) = read_back {
-            let mut read_back = read_back.unwrap_or_else(PoisonError::into_inner);
+        let edges = within(place.edges);
+        if let Some(read_back) = place.read_back {
+            let mut read_back = within(read_back);
             for zeros in zeros {
                 read_back.remember_zeros(zeros);
             }
             let cancelled = target.context.cancelled;
             read_back.check(&target.device, &mut self.meter, cancelled)?;
         }
+        let image = self.known.layout.image.size();
+        if let Some(originals) = place.originals {
+            within(originals).check(target, &edges, image, &mut self.meter)?;
+        }
+        let placed = Placed {
+            image,
+            written: done.written,
+            zeroed: done.zeroed,
+        };
         Ok((edges, placed, fetched))
     }
 
@@ -205,6 +199,11 @@ impl Writing<'_> {
         }
         sorter.end().map_err(unsorted)
     }
+}
+
+/// What a lock was around.
+fn within<T>(lock: Mutex<T>) -> T {
+    lock.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is not said, or said wrongly, of a file that is read in parts.

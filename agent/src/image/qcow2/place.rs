@@ -13,6 +13,7 @@ use super::super::edges::Edges;
 use super::super::read_back::ReadBack;
 use super::super::zeros::Zeros;
 use super::layout::Layout;
+use super::original::Originals;
 use super::sort::{Job, Sorter};
 use super::{changed, internal, unreadable};
 use crate::disk::Device;
@@ -33,6 +34,8 @@ pub(super) struct Place<'a> {
     pub(super) edges: Mutex<Edges>,
     /// What was written, where it shall be read back.
     pub(super) read_back: Option<Mutex<ReadBack>>,
+    /// What the disk will not have as it came, where a digest of the content is demanded.
+    pub(super) originals: Option<Mutex<Originals>>,
     /// The first thing that went wrong.
     pub(super) failure: Mutex<Option<Problem>>,
     pub(super) stop: AtomicBool,
@@ -42,12 +45,12 @@ pub(super) struct Place<'a> {
 
 /// What a worker has done.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Placed {
+pub(super) struct Done {
     pub(super) written: u64,
     pub(super) zeroed: u64,
 }
 
-impl AddAssign for Placed {
+impl AddAssign for Done {
     fn add_assign(&mut self, more: Self) {
         self.written += more.written;
         self.zeroed += more.zeroed;
@@ -60,7 +63,7 @@ impl Place<'_> {
         &self,
         zeros: &Zeros,
         sort: impl FnOnce(Sorter<'_>) -> Result<(), Problem>,
-    ) -> Result<Placed, Problem> {
+    ) -> Result<Done, Problem> {
         let processors = std::thread::available_parallelism().map_or(2, usize::from);
         let workers = processors.min(WORKERS);
         let (jobs, queue) = mpsc::sync_channel(workers);
@@ -85,7 +88,7 @@ impl Place<'_> {
             if sorted.is_err() {
                 self.stop.store(true, Ordering::Relaxed);
             }
-            let mut placed = Placed::default();
+            let mut placed = Done::default();
             for thread in threads {
                 match thread.map(ScopedJoinHandle::join) {
                     Ok(Ok(done)) => placed += done,
@@ -103,19 +106,19 @@ impl Place<'_> {
     }
 
     /// Does jobs until there are no more.
-    fn work(&self, jobs: &Arc<Mutex<Receiver<Job>>>, home: &Sender<Aligned>) -> Placed {
+    fn work(&self, jobs: &Arc<Mutex<Receiver<Job>>>, home: &Sender<Aligned>) -> Done {
         self.done(self.jobs(jobs, home))
     }
 
-    fn done(&self, done: Result<Placed, Problem>) -> Placed {
+    fn done(&self, done: Result<Done, Problem>) -> Done {
         done.unwrap_or_else(|problem| {
             self.fail(problem);
-            Placed::default()
+            Done::default()
         })
     }
 
     /// Zeroes what the tables say nothing of.
-    fn zero(&self, zeros: &Zeros) -> Result<Placed, Problem> {
+    fn zero(&self, zeros: &Zeros) -> Result<Done, Problem> {
         let mut writer = Writer::new(self.device, 0);
         while let Some(range) = zeros.next() {
             if self.cancelled.load(Ordering::Relaxed) {
@@ -128,14 +131,14 @@ impl Place<'_> {
             writer.push_zeros(range.end - range.start)?;
         }
         let (written, zeroed) = writer.end()?;
-        Ok(Placed { written, zeroed })
+        Ok(Done { written, zeroed })
     }
 
     fn jobs(
         &self,
         jobs: &Arc<Mutex<Receiver<Job>>>,
         home: &Sender<Aligned>,
-    ) -> Result<Placed, Problem> {
+    ) -> Result<Done, Problem> {
         let mut writer = Writer::new(self.device, 0);
         let inflater = Inflater::new(&self.layout.image);
         let mut inflater = inflater.map_err(|error| internal(&error.to_string()))?;
@@ -155,7 +158,7 @@ impl Place<'_> {
             let _ = home.send(job.buffer);
         }
         let (written, zeroed) = writer.end()?;
-        Ok(Placed { written, zeroed })
+        Ok(Done { written, zeroed })
     }
 
     fn fail(&self, problem: Problem) {
@@ -212,6 +215,9 @@ impl Place<'_> {
         }
         let body = {
             let mut edges = self.edges.lock().unwrap_or_else(PoisonError::into_inner);
+            if edges.touch(guest..guest + whole as u64) {
+                self.keep(&buffer[..length], guest);
+            }
             edges.hold(&mut buffer[..whole], guest);
             edges.body()
         };
@@ -227,6 +233,14 @@ impl Place<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Remembers a stretch as it came, where a digest of the content is demanded.
+    fn keep(&self, bytes: &[u8], guest: u64) {
+        if let Some(originals) = &self.originals {
+            let mut originals = originals.lock().unwrap_or_else(PoisonError::into_inner);
+            originals.keep(bytes, guest);
+        }
     }
 
     /// What is held back was read before; it must be the same still.
