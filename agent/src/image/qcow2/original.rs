@@ -1,6 +1,6 @@
 //! The digest of what a qcow2 image holds. Its clusters come in the file's order and a digest wants
-//! the disk's, so the disk is read back for it: slower than any other digest, but nothing is staged,
-//! and what was written has been looked at once more.
+//! the disk's, so the disk is read back for it: slower than any other digest, but nothing is
+//! staged, and what was written has been looked at once more.
 //!
 //! What is held back of the image or changed on this disk is remembered as it came.
 
