@@ -32,6 +32,9 @@ mod hostile_tests;
 #[cfg(test)]
 #[path = "qcow2_tests.rs"]
 mod qcow2_tests;
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod server_tests;
 
 use std::path::PathBuf;
 use std::time::Instant;
