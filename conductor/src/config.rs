@@ -14,6 +14,7 @@ use serde::Deserialize;
 use crate::access::oidc::OidcConfig;
 use crate::api::limits::Rate;
 use crate::image_servers::ImageServerConfig;
+use crate::images::ImagesConfig;
 use crate::lifecycle::record::Limits;
 use crate::lifecycle::turns::GroupLimits;
 use crate::netboot::{DhcpMode, DhcpProxy, DhcpServer, NetbootConfig};
@@ -53,6 +54,8 @@ pub(crate) struct Config {
     pub(crate) connections: Connections,
     /// Who looks on.
     pub(crate) seeing: SeeingConfig,
+    /// Images that are kept.
+    pub(crate) images: ImagesConfig,
     /// What is known of servers of images.
     pub(crate) image_servers: Vec<ImageServerConfig>,
     /// Where clusters may be.
@@ -141,16 +144,21 @@ struct Raw {
     #[serde(default)]
     webhooks: Vec<WebhookConfig>,
     oidc: Option<OidcConfig>,
-    #[serde(default)]
     images: RawImages,
     clusters: RawClusters,
     #[serde(default)]
     limits: BTreeMap<String, GroupLimits>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RawImages {
+    dir: Option<PathBuf>,
+    url: Option<String>,
+    signing_key: Option<PathBuf>,
+    keep_free_mib: u32,
+    from_loopback: bool,
+    #[serde(default)]
     servers: Vec<ImageServerConfig>,
 }
 
@@ -329,7 +337,8 @@ impl Raw {
             seeing,
             oidc: self.oidc,
             written,
-            image_servers: self.images.check()?,
+            images: self.images.check(&self.state_dir, &url)?,
+            image_servers: self.images.servers,
             clusters: self.clusters.policy(),
             netboot: self.netboot.check(&self.state_dir)?,
             groups: groups(self.limits)?,
@@ -353,12 +362,21 @@ impl Raw {
 }
 
 impl RawImages {
-    fn check(self) -> Result<Vec<ImageServerConfig>, ConfigError> {
+    fn check(&self, state_dir: &Path, url: &str) -> Result<ImagesConfig, ConfigError> {
         for (at, server) in self.servers.iter().enumerate() {
             let wrong = |(name, what)| key(&format!("images.servers[{at}].{name}"), what);
             server.check().map_err(wrong)?;
         }
-        Ok(self.servers)
+        if let Some(own) = &self.url {
+            check_url("images.url", "https://", own)?;
+        }
+        Ok(ImagesConfig {
+            dir: self.dir.clone().unwrap_or_else(|| state_dir.join("images")),
+            url: self.url.clone().unwrap_or_else(|| url.to_owned()),
+            signing_key: self.signing_key.clone(),
+            keep_free: u64::from(self.keep_free_mib) << 20,
+            from_loopback: self.from_loopback,
+        })
     }
 }
 

@@ -124,6 +124,7 @@ works! {
     PutResource = "put-resource" [Before, After],
     DropResource = "drop-resource" [Before, After],
     KeepAnswer = "keep-answer" [Before, After],
+    PackImage = "pack-image" [Before, Acted, After],
     Sighting = "sighting" [Before, After],
     Deliver = "deliver" [Before, Acted, After],
 }

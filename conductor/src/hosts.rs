@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ferrite_proto::api::HostEvent;
-use ferrite_proto::host::{Host, Run};
+use ferrite_proto::host::{Host, HostState, Run};
 use ferrite_proto::inventory::Inventory;
 use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::step::Progress;
@@ -20,8 +20,10 @@ use crate::actor::Actor;
 use crate::boots::Boots;
 use crate::clock;
 use crate::documents::Documents;
+use crate::images;
 use crate::lifecycle::change::Change;
-use crate::lifecycle::record::{Limits, Observed};
+use crate::lifecycle::image::{self, Wanted};
+use crate::lifecycle::record::{Limits, Observed, Record};
 use crate::lifecycle::turns::Turns;
 use crate::ownership::Ownership;
 use crate::replicas;
@@ -544,8 +546,21 @@ impl Hosts {
             agent_seen: past(seen.agent).max(started),
             daemon_seen: past(seen.daemon).max(started),
             steady_since,
+            image: Wanted::default(),
             limits,
         }
+    }
+
+    /// Which image a host would be given now.
+    pub(crate) fn wanted_image(&self, record: &Record) -> Wanted {
+        let provisioning = record.state() == HostState::Provisioning;
+        let name = image::name_of(&record.host.spec).filter(|_| provisioning);
+        let Some(name) = name else {
+            return Wanted::default();
+        };
+        let found = self.documents().get("Image", name);
+        let named = found.and_then(|document| images::named(&document));
+        image::wanted(record, named.as_ref())
     }
 
     /// Follows the versions of a host.

@@ -28,6 +28,7 @@ use crate::config::{Config, LogConfig, LogFormat, StoreConfig};
 use crate::crash::{self, Moment, Work};
 use crate::documents::Documents;
 use crate::hosts::Hosts;
+use crate::images::{self, Images};
 use crate::lifecycle::driver::Driver;
 use crate::lifecycle::execute::{IsoUrl, World};
 use crate::lifecycle::order::Reach;
@@ -87,11 +88,8 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     let store = Arc::new(patiently(&config, || open_store(&config)).await?);
     let identity = tls::load_or_create(&dir.join("tls"), &config.names)?;
     let admin_sha256 = client_files(&config, &identity.ca_pem)?;
-    let reach = Reach {
-        url: config.url.clone(),
-        ca: identity.ca_pin,
-        servers: image_servers::read(&config.image_servers)?.into(),
-    };
+    let reach = reach(&config, &identity)?;
+    let images = Arc::new(Images::open(&config.images, Arc::clone(&reach.servers))?);
     let (boots, sightings) = Boots::new(reach.clone());
     let boots = Arc::new(boots);
     let several = store.pool().as_postgres().cloned();
@@ -117,10 +115,12 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     let replicas = several.map(|pool| start_replica(pool, &hosts, &driver, &stop));
     let (clusters, watched) = watch_clusters(&config, &hosts, &stop);
     let swept = tokio::spawn(sweep(hosts.documents(), stop.clone()));
+    let packing = images::start(&images, &hosts, &stop);
     let seen = tokio::spawn(note_sightings(Arc::clone(&hosts), sightings, stop.clone()));
     let app = Arc::new(App {
         clusters,
         hosts,
+        images,
         boots,
         world,
         driver: Arc::clone(&driver),
@@ -141,6 +141,7 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     seen.await.context("noting what netboot saw")?;
     swept.await.context("removing what has expired")?;
     watched.await.context("looking at clusters")?;
+    packing.await.context("packing images")?;
     outlets.join_all().await;
     if let Some(netboot) = netboot {
         netboot.stop().await;
@@ -158,6 +159,15 @@ fn watch_clusters(
     let clusters = Arc::new(Clusters::new(hosts.documents(), config.clusters));
     let watched = Arc::clone(&clusters).watch(stop.clone());
     (clusters, tokio::spawn(watched))
+}
+
+fn reach(config: &Config, identity: &tls::Identity) -> anyhow::Result<Reach> {
+    Ok(Reach {
+        url: config.url.clone(),
+        ca: identity.ca_pin,
+        ca_pem: identity.ca_pem.as_str().into(),
+        servers: image_servers::read(&config.image_servers)?.into(),
+    })
 }
 
 /// The keys of what is secret. Only a conductor alone on its store makes one, at the first start.
@@ -254,12 +264,14 @@ fn start_replica(
 
 /// The folder, for its owner alone.
 pub(crate) fn make_state_dir(dir: &Path) -> anyhow::Result<()> {
+    make_private_dir(dir).with_context(|| format!("making the state folder {}", dir.display()))
+}
+
+/// A folder for its owner alone.
+pub(crate) fn make_private_dir(dir: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .with_context(|| format!("making the state folder {}", dir.display()))
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(dir)
 }
 
 /// Two conductors on one folder would both drive its hosts. The lock ends with the process.

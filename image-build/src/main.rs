@@ -7,7 +7,7 @@ use std::str::FromStr as _;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use ferrite_imaging::packed::{self, PublicKey};
+use ferrite_imaging::packed::{self, PublicKey, SigningKey};
 use ferrite_proto::digest::Digest;
 use ferrite_proto::size::ByteSize;
 
@@ -25,7 +25,6 @@ mod pack;
 mod profile;
 mod ramdisk;
 mod rescue;
-mod sign;
 mod source;
 mod uki;
 
@@ -299,7 +298,7 @@ fn level() -> clap::builder::RangedI64ValueParser<i32> {
 }
 
 fn pack_image(args: &PackArgs, json: bool) -> Result<()> {
-    let key = args.sign.as_deref().map(sign::SigningKey::read);
+    let key = args.sign.as_ref().map(signing_key);
     let key = key.transpose()?;
     pack::pack(&pack::Request {
         source: source::Source {
@@ -319,6 +318,12 @@ fn pack_image(args: &PackArgs, json: bool) -> Result<()> {
         tracing::info!(public_key = key.public(), "signed");
     }
     Ok(())
+}
+
+fn signing_key(path: &PathBuf) -> Result<SigningKey> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {shown}"))?;
+    SigningKey::parse(&text).with_context(|| format!("{shown} is no key to sign with"))
 }
 
 fn print(info: &info::Info, json: bool) -> Result<()> {

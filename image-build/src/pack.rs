@@ -11,9 +11,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use ferrite_imaging::packed::{Chunk, Chunks, Packed, Packer, Sign, Writer};
+use ferrite_imaging::packed::{Chunk, Chunks, Packed, Packer, Sign, SigningKey, Writer};
 
-use crate::sign::SigningKey;
 use crate::source::Source;
 
 /// What to pack.

@@ -4,13 +4,17 @@ use std::io::Write as _;
 use std::process::Command;
 
 use ferrite_imaging::Hasher;
-use ferrite_imaging::packed::PublicKey;
+use ferrite_imaging::packed::{PublicKey, SigningKey};
 use ferrite_proto::digest::{Algorithm, Digest};
 
 use super::*;
 use crate::info::info;
-use crate::sign;
 use crate::source::Format;
+
+/// As `openssl genpkey -algorithm ed25519` writes a key: its bytes are all 9.
+const PEM: &str = "-----BEGIN PRIVATE KEY-----\n\
+                   MC4CAQAwBQYDK2VwBCIEIAkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJ\n\
+                   -----END PRIVATE KEY-----\n";
 
 /// Seven chunks and a bit: text, noise and zeros.
 fn image() -> Vec<u8> {
@@ -172,7 +176,7 @@ fn a_signed_image_is_checked_with_its_public_key() {
     let (folder, image) = (Folder::new(), image());
     let from = folder.file("a", &image);
     let unsigned = folder.pack(&from, None, 2).unwrap();
-    let key = sign::SigningKey::read(&folder.file("key", sign::tests::pem().as_bytes())).unwrap();
+    let key = SigningKey::parse(PEM).unwrap();
     let public: PublicKey = key.public().parse().unwrap();
     let said = info(&unsigned, false, Some(&public)).unwrap_err();
     assert!(format!("{said:#}").contains("no signature"), "{said:#}");

@@ -2,16 +2,16 @@
 //! told by its content; that it is qcow2 has to be said, as everywhere.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufReader, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use ferrite_imaging::decompress::{MORE_MEMORY, decoder};
-use ferrite_imaging::qcow2::{self, Qcow2};
+use ferrite_imaging::content;
+use ferrite_imaging::decompress::MORE_MEMORY;
+use ferrite_imaging::qcow2::Qcow2;
 use ferrite_imaging::{Digested, Hasher, ReadAt};
 use ferrite_proto::digest::Digest;
-use ferrite_proto::image::Compression;
 
 /// What an image file holds once decompressed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -50,20 +50,11 @@ impl Source<'_> {
         let shown = self.path.display();
         let algorithm = self.digest.map(Digest::algorithm);
         let mut source = Digested::new(BufReader::with_capacity(1 << 20, file), algorithm);
-        let first = source
-            .fill_buf()
-            .with_context(|| format!("reading {shown}"))?;
-        let compression = Compression::of(first);
         let taken = {
-            let mut image = decoder(compression, &mut source, MORE_MEMORY)?;
-            let mut head = Vec::new();
-            let whole = image.by_ref().take(4).read_to_end(&mut head);
-            whole.with_context(|| format!("reading {shown} ({compression:?})"))?;
-            if head == qcow2::MAGIC {
-                bail!("{shown} holds a qcow2 image: say --format qcow2, and decompress it first");
-            }
-            take(&mut (&head[..]).chain(image))
-                .with_context(|| format!("reading {shown} ({compression:?})"))?
+            let mut image = content::raw(&mut source, None, MORE_MEMORY)
+                .with_context(|| format!("{shown} cannot be read"))?;
+            let compression = image.compression;
+            take(&mut image).with_context(|| format!("reading {shown} ({compression:?})"))?
         };
         let (_, found) = source
             .finish()

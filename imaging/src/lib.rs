@@ -4,6 +4,7 @@
 //! what the three need of an image's form is here. Deliberately no network, no disk, no threads:
 //! callers bring the bytes ([`ReadAt`], [`std::io::Read`]) and take them away.
 
+pub mod content;
 pub mod decompress;
 mod digest;
 mod foreign;

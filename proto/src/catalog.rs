@@ -3,11 +3,12 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::image::ImageRef;
+use crate::named_image::{ImageSpec, ImageStatus};
 use crate::resource::{ApiVersion, ListMetadata, Metadata};
 
 macro_rules! resource {
-    ($(#[$doc:meta])* $name:ident, $kind:ident, $list:ident, $list_kind:ident, $spec:ty) => {
+    ($(#[$doc:meta])* $name:ident, $kind:ident, $list:ident, $list_kind:ident, $spec:ty
+     $(, $status:ty)?) => {
         /// The kind.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -30,6 +31,11 @@ macro_rules! resource {
             pub metadata: Metadata,
             /// What it says.
             pub spec: $spec,
+            $(
+                /// What is seen of it. Written by the conductor alone: what is given is not taken.
+                #[serde(default, skip_serializing_if = "Option::is_none")]
+                pub status: Option<$status>,
+            )?
         }
 
         /// The kind of a list.
@@ -60,7 +66,7 @@ macro_rules! resource {
 
 resource!(
     /// An image with a name: hosts say `spec.image_name`.
-    Image, ImageKind, ImageList, ImageListKind, ImageRef
+    Image, ImageKind, ImageList, ImageListKind, ImageSpec, ImageStatus
 );
 resource!(
     /// What hosts have in common: hosts say `spec.profile`.

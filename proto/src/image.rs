@@ -139,6 +139,9 @@ pub enum InvalidImage {
     /// The index of a packed image stands in no file of digests.
     #[error("packed image {0:?} has no digest of its index: `ferrite-image info` prints it")]
     NoIndexDigest(String),
+    /// The conductor cannot pack it.
+    #[error("the conductor does not pack this image: {0}")]
+    NotPacked(&'static str),
     /// More than anybody would try.
     #[error("image {0:?} has more than 8 mirrors")]
     Mirrors(String),
@@ -153,7 +156,7 @@ impl ImageRef {
     /// Checks the form: all that can be checked without knowing who fetches. A host that one
     /// reader of URLs takes for a name and another for an address does not pass.
     pub fn validate(&self) -> Result<(), InvalidImage> {
-        for url in self.urls() {
+        for url in self.urls().skip(usize::from(self.uploaded().is_some())) {
             host(url)?;
         }
         if self.mirrors.len() > MIRRORS {
@@ -182,9 +185,11 @@ impl ImageRef {
         }
         let by_index = self.digest.is_some() || self.signed_by.is_some();
         let by_name = OciRef::parse(&self.url).is_ok_and(|named| named.digest.is_some());
+        // Whoever may give the file is who vouches for it; its packed form has a digest.
+        let by_giver = self.uploaded().is_some();
         match self.format {
             _ if by_index || by_file || self.allow_unverified => Ok(()),
-            Format::Raw | Format::Qcow2 if by_name => Ok(()),
+            Format::Raw | Format::Qcow2 if by_name || by_giver => Ok(()),
             Format::Packed if by_name => Err(InvalidImage::NoIndexDigest(shown(&self.url))),
             _ => Err(InvalidImage::NoDigest(shown(&self.url))),
         }
@@ -193,7 +198,7 @@ impl ImageRef {
     /// Checks that the URLs do not name a place that nobody is sent to. What their names resolve
     /// to is checked by whoever fetches.
     pub fn check_address(&self, policy: Policy) -> Result<(), InvalidImage> {
-        for url in self.urls() {
+        for url in self.urls().skip(usize::from(self.uploaded().is_some())) {
             let checked = policy.check_host(host(url)?);
             checked.map_err(|why| InvalidImage::Address {
                 url: shown(url),
@@ -201,6 +206,20 @@ impl ImageRef {
             })?;
         }
         Ok(())
+    }
+
+    /// The named image whose file people give to the conductor: `upload://NAME`.
+    pub fn uploaded(&self) -> Option<&str> {
+        let name = self.url.strip_prefix("upload://")?;
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let ends = |byte: Option<u8>| byte.is_some_and(plain);
+        let good = name.len() <= 63
+            && ends(name.bytes().next())
+            && ends(name.bytes().next_back())
+            && name
+                .bytes()
+                .all(|byte| plain(byte) || b".-".contains(&byte));
+        good.then_some(name)
     }
 
     /// Everything that the host is sent to.

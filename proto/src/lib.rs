@@ -21,6 +21,7 @@ pub mod image_server;
 pub mod inventory;
 pub mod mac;
 pub mod merge;
+pub mod named_image;
 pub mod oci;
 #[cfg(feature = "openapi")]
 mod openapi;

@@ -87,6 +87,10 @@ codes! {
     ImageFormat = "image-format", Operator;
     /// The image description cannot be used.
     ImageInvalid = "image-invalid", Operator;
+    /// The conductor has no room for the image.
+    ImageStoreFull = "image-store-full", Retry;
+    /// The conductor's folder of images cannot be read or written.
+    ImageStoreIo = "image-store-io", Retry;
     /// The config drive does not fit.
     ConfigDriveTooLarge = "config-drive-too-large", Operator;
     /// The config drive could not be written.

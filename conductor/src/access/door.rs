@@ -119,6 +119,11 @@ async fn admit(
             Caller::Person(person)
         }
     };
+    let path = request.extensions().get::<MatchedPath>();
+    if path.is_some_and(|path| table::STREAMED.contains(&path.as_str())) {
+        request.extensions_mut().insert(caller.clone());
+        return Ok((request, caller));
+    }
     let most = match who {
         Who::Anyone => arrival::STRANGER,
         Who::Agent => arrival::POLL,

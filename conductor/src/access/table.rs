@@ -93,6 +93,9 @@ pub(crate) const TABLE: &[Line] = &[
     operate("PUT", "/v1/images/{name}", Scope::Global),
     operate("PATCH", "/v1/images/{name}", Scope::Global),
     operate("DELETE", "/v1/images/{name}", Scope::Global),
+    operate("PUT", "/v1/images/{name}/content", Scope::Global),
+    // Who knows the digest may have the file, as its bytes prove themselves.
+    line("GET", "/images/{file}", Who::Anyone),
 
     view("GET", "/v1/profiles", Scope::Any),
     operate("POST", "/v1/profiles", Scope::Global),
@@ -133,6 +136,9 @@ pub(crate) const TABLE: &[Line] = &[
     line("GET", "/healthz", Who::Anyone),
     line("GET", "/readyz", Who::Anyone),
 ];
+
+/// Calls whose bodies nobody reads whole: their handlers bound them.
+pub(crate) const STREAMED: &[&str] = &["/v1/images/{name}/content"];
 
 /// What the table says of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,10 +7,11 @@
 use ferrite_proto::catalog::{Image, Profile, ProfileSpec};
 use ferrite_proto::cluster::{Cluster, Tenant};
 use ferrite_proto::host::{Host, HostManifest, HostSpec};
-use ferrite_proto::image::ImageRef;
 use ferrite_proto::merge;
+use ferrite_proto::named_image::ImageSpec;
 use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::resource::ApiVersion;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::App;
@@ -88,6 +89,11 @@ fn take_image(app: &App, whole: &mut Value, before: Option<&Host>) -> Result<(),
         return Ok(());
     }
     let image = named::<Image>(app, &name, "image_name")?;
+    let image = ImageSpec::deserialize(image).map(|spec| json!(spec.source()));
+    let image = image.map_err(|error| {
+        let what = format!("spec.image_name: image {name:?} cannot be read: {error}");
+        invalid(what, "write the image anew")
+    })?;
     if !given.is_null() && *given != image {
         return Err(invalid(
             format!("spec.image is not what image {name:?} stands for"),
@@ -117,7 +123,7 @@ fn invalid(what: impl Into<String>, advice: impl Into<String>) -> Problem {
 }
 
 /// Whether an image can be used.
-pub(crate) fn check_image(spec: &ImageRef) -> Result<(), Problem> {
+pub(crate) fn check_image(spec: &ImageSpec) -> Result<(), Problem> {
     let checked = spec.validate();
     checked.map_err(|error| invalid(format!("spec: {error}"), "correct the image"))
 }

@@ -73,7 +73,7 @@ pub(crate) const fn status_of(code: Code) -> StatusCode {
         Code::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
         Code::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
         Code::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
-        Code::StoreFull => StatusCode::INSUFFICIENT_STORAGE,
+        Code::StoreFull | Code::ImageStoreFull => StatusCode::INSUFFICIENT_STORAGE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

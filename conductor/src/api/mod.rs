@@ -16,6 +16,7 @@ mod error;
 pub(crate) mod events;
 pub(crate) mod hosts;
 pub(crate) mod idempotency;
+pub(crate) mod images;
 pub(crate) mod limits;
 pub(crate) mod list;
 pub(crate) mod openapi;
@@ -60,6 +61,7 @@ use crate::boots::Boots;
 use crate::cli::client::VERSION_HEADER;
 use crate::cluster::Clusters;
 use crate::hosts::Hosts;
+use crate::images::Images;
 use crate::lifecycle::driver::Driver;
 use crate::lifecycle::execute::World;
 use crate::seeing::calls;
@@ -77,6 +79,8 @@ const STRANGERS_BODY: usize = 64 << 10;
 pub(crate) struct App {
     /// The hosts.
     pub(crate) hosts: Arc<Hosts>,
+    /// Images that are kept.
+    pub(crate) images: Arc<Images>,
     /// What can be booted.
     pub(crate) boots: Arc<Boots>,
     /// Limits, and how we are reached.
@@ -153,6 +157,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .layer(DefaultBodyLimit::max(BODY))
         .merge(strangers)
         .merge(poll)
+        .merge(files())
         .fallback(nothing_here)
         .layer(Extension(Watchers::default()))
         .layer(middleware::from_fn_with_state(
@@ -176,6 +181,13 @@ fn cluster_routes() -> Router<Arc<App>> {
         "/v1/clusters/{name}/check",
         get(clusters::last_check).post(clusters::check),
     )
+}
+
+/// Bytes of images go through as they come: nothing reads them whole.
+fn files() -> Router<Arc<App>> {
+    Router::new()
+        .route("/v1/images/{name}/content", put(images::upload))
+        .route("/images/{file}", get(images::file))
 }
 
 fn seeing_routes() -> Router<Arc<App>> {

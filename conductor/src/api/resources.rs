@@ -12,6 +12,7 @@ use axum::{Extension, Json};
 use ferrite_proto::catalog::{Image, Profile};
 use ferrite_proto::cluster::Cluster;
 use ferrite_proto::merge;
+use ferrite_proto::named_image::ImageStatus;
 use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::resource::Metadata;
 use serde::Serialize;
@@ -45,6 +46,10 @@ pub(crate) trait Resource: Serialize + DeserializeOwned + Send + Sync + 'static 
     fn secret(&self) -> Option<Value> {
         None
     }
+    /// What is seen of it once it is written, if this was seen before.
+    fn status(&self, _generation: u64, before: Option<&Value>) -> Option<Value> {
+        before.cloned()
+    }
 }
 
 macro_rules! resource {
@@ -61,7 +66,22 @@ macro_rules! resource {
     };
 }
 
-resource!(Image, catalog::check_image);
+impl Resource for Image {
+    const KIND: &'static str = "Image";
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+    fn check(&self) -> Result<(), Problem> {
+        catalog::check_image(&self.spec)
+    }
+    fn status(&self, generation: u64, before: Option<&Value>) -> Option<Value> {
+        let same = before.filter(|status| status["observed_generation"] == generation);
+        let anew = || json!(ImageStatus::new(generation, clock::now()));
+        let status = || same.cloned().unwrap_or_else(anew);
+        self.spec.pack.then(status)
+    }
+}
+
 resource!(Profile, catalog::check_profile);
 
 impl Resource for Cluster {
@@ -136,7 +156,7 @@ fn source<R: Resource>() -> Source {
 }
 
 /// A document as people see it.
-fn shown<R: Resource>(document: &Document) -> Value {
+pub(super) fn shown<R: Resource>(document: &Document) -> Value {
     let body = &document.body;
     let mut shown = json!({
         "apiVersion": "ferrite/v1",
@@ -163,7 +183,7 @@ fn answer<R: Resource>(status: StatusCode, document: &Document) -> Response {
     (status, etag(document.revision), Json(resource)).into_response()
 }
 
-fn find<R: Resource>(app: &App, name: &str) -> Result<Arc<Document>, Problem> {
+pub(super) fn find<R: Resource>(app: &App, name: &str) -> Result<Arc<Document>, Problem> {
     let found = app.hosts.documents().get(R::KIND, name);
     found.ok_or_else(|| {
         let kind = R::KIND.to_ascii_lowercase();
@@ -300,8 +320,9 @@ fn draft<R: Resource>(resource: &R, before: Option<&Document>) -> Result<Documen
         "generation": generation,
         "spec": spec,
     });
-    if let Some(status) = before.and_then(|before| before.body.get("status")) {
-        body["status"] = status.clone();
+    let before_status = before.and_then(|before| before.body.get("status"));
+    if let Some(status) = resource.status(generation, before_status) {
+        body["status"] = status;
     }
     Ok(Document {
         kind: R::KIND.to_owned(),
@@ -357,6 +378,7 @@ async fn write<R: Resource>(
     crash::point(Work::PutResource, Moment::Before);
     document.revision = documents.put(document.clone(), expect, vec![entry]).await?;
     crash::point(Work::PutResource, Moment::After);
+    app.images.wake();
     let status = if is_new {
         StatusCode::CREATED
     } else {

@@ -81,6 +81,7 @@ impl Conductor {
         let reach = Reach {
             url: "https://c:7443".into(),
             ca: ferrite_proto::boot::CaPin([7; 32]),
+            ca_pem: "".into(),
             servers: [].into(),
         };
         let sealer = Sealer::load_or_create(&dir.join("key")).unwrap();
@@ -105,6 +106,7 @@ impl Conductor {
                 ferrite_proto::address::Policy::OthersAndLoopback,
             )),
             hosts,
+            images: crate::images::Images::for_tests(),
             boots,
             world,
             driver,

@@ -73,7 +73,7 @@ fn same_origin() -> reqwest::redirect::Policy {
 }
 
 /// What the machine trusts; an administrator adds a company's authority there.
-fn system_cas() -> Vec<reqwest::Certificate> {
+pub(crate) fn system_cas() -> Vec<reqwest::Certificate> {
     std::fs::read(SYSTEM_CAS)
         .ok()
         .and_then(|pem| reqwest::Certificate::from_pem_bundle(&pem).ok())

@@ -18,7 +18,7 @@ use ferrite_proto::host::{BmcSpec, Power};
 use ferrite_proto::inventory::BootMode;
 use ferrite_proto::secret::Secret;
 
-pub(crate) use clients::Clients;
+pub(crate) use clients::{Clients, system_cas};
 pub(crate) use error::BmcError;
 #[cfg(test)]
 pub(crate) use error::Said;

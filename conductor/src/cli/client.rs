@@ -19,6 +19,8 @@ use super::contexts::{self, Place};
 const CONNECT: Duration = Duration::from_secs(10);
 /// Above the longest that a reader may wait for a change.
 const WHOLE: Duration = Duration::from_secs(90);
+/// Bytes of a file in memory, while it is given.
+const FILE_BUFFER: usize = 256 << 10;
 /// Of an answer that goes on.
 const FOREVER: Duration = Duration::from_hours(24 * 365);
 /// In every answer: the conductor's version.
@@ -161,6 +163,24 @@ impl Client {
         body: &impl Serialize,
     ) -> anyhow::Result<T> {
         let reply = self.call(method, path, Some(body)).await?;
+        self.read(path, reply).await
+    }
+
+    /// Gives a file, as long as that takes.
+    pub(crate) async fn give<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        file: tokio::fs::File,
+        bytes: u64,
+    ) -> anyhow::Result<T> {
+        let parts = tokio_util::io::ReaderStream::with_capacity(file, FILE_BUFFER);
+        let request = self
+            .request(Method::PUT, path)
+            .timeout(FOREVER)
+            .header("Content-Type", "application/octet-stream")
+            .header("Content-Length", bytes)
+            .body(reqwest::Body::wrap_stream(parts));
+        let reply = self.answered(request).await?;
         self.read(path, reply).await
     }
 

@@ -143,18 +143,22 @@ fn section(page: &mut String, name: &str, text: &str) {
 }
 
 fn problem(item: &Value) -> String {
-    let Some(error) = item
-        .pointer("/status/error")
-        .filter(|error| !error.is_null())
-    else {
+    // A host has an error with a problem; an image the problem itself.
+    let status = item.get("status").filter(|status| {
+        let problem = status.get("problem");
+        problem.is_some_and(|problem| !problem.is_null())
+    });
+    let error = item.pointer("/status/error");
+    let Some(error) = error.filter(|error| !error.is_null()).or(status) else {
         return String::new();
     };
+    let since = [text(error, "/at"), text(error, "/since")].concat();
     let mut said = format!(
         "{} [{}]\n{}\nsince {}, {} attempts",
         text(error, "/problem/message"),
         text(error, "/problem/code"),
         text(error, "/problem/advice"),
-        text(error, "/at"),
+        since,
         text(error, "/attempts"),
     );
     let again = text(error, "/retry_at");

@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 use ferrite_proto::host::Host;
+use ferrite_proto::named_image::ImageStatus;
+use ferrite_proto::size::ByteSize;
 use jiff::Timestamp;
 use reqwest::Method;
 use serde_json::Value;
@@ -226,6 +228,10 @@ enum Cell {
     Labels,
     /// What a host does, in a few words.
     Doing,
+    /// How many bytes, for people.
+    Bytes(&'static str),
+    /// How far an image is.
+    Phase,
 }
 
 impl Cell {
@@ -241,6 +247,11 @@ impl Cell {
             }
             Self::Labels => labels(item.pointer("/metadata/labels")),
             Self::Doing => doing(item),
+            Self::Bytes(path) => {
+                let bytes = item.pointer(path).and_then(Value::as_u64);
+                bytes.map_or_else(|| "-".to_owned(), |bytes| ByteSize(bytes).to_string())
+            }
+            Self::Phase => phase(item),
         }
     }
 }
@@ -259,6 +270,15 @@ fn doing(item: &Value) -> String {
     }
 }
 
+/// One that hosts fetch themselves has no phase.
+fn phase(item: &Value) -> String {
+    let status = item.get("status").cloned().unwrap_or_default();
+    match serde_json::from_value::<ImageStatus>(status) {
+        Ok(status) => status.words(),
+        Err(_) => "-".to_owned(),
+    }
+}
+
 fn columns(kind: Kind, wide: bool) -> Vec<(&'static str, Cell)> {
     let mut columns = vec![("NAME", Cell::Field("/metadata/name"))];
     match kind {
@@ -267,7 +287,12 @@ fn columns(kind: Kind, wide: bool) -> Vec<(&'static str, Cell)> {
             ("POWER", Cell::Field("/status/power")),
             ("IMAGE", Cell::Field("/status/image/url")),
         ]),
-        Kind::Image => columns.push(("URL", Cell::Field("/spec/url"))),
+        Kind::Image => columns.extend([
+            ("PHASE", Cell::Phase),
+            ("SIZE", Cell::Bytes("/status/image_bytes")),
+            ("PACKED", Cell::Bytes("/status/packed_bytes")),
+            ("URL", Cell::Field("/spec/url")),
+        ]),
         Kind::Cluster => columns.extend([
             ("ENDPOINT", Cell::Field("/status/endpoint")),
             ("VERSION", Cell::Field("/status/kubernetes_version")),
@@ -290,7 +315,11 @@ fn columns(kind: Kind, wide: bool) -> Vec<(&'static str, Cell)> {
                 ("BMC", Cell::Field("/spec/bmc/address")),
                 ("MAC", Cell::Field("/spec/boot_mac")),
             ]),
-            Kind::Image => columns.push(("DIGEST", Cell::Field("/spec/digest"))),
+            Kind::Image => columns.extend([
+                ("DIGEST", Cell::Field("/spec/digest")),
+                ("INDEX", Cell::Field("/status/digest")),
+                ("SERVED", Cell::Field("/status/url")),
+            ]),
             _ => {}
         }
         columns.push(("LABELS", Cell::Labels));

@@ -124,8 +124,12 @@ fn condition(item: &Value, name: &str) -> String {
 
 /// Where it is, and what it waits for there.
 fn waits(item: &Value) -> String {
-    let state = text(item, "/status/state");
+    let state = match text(item, "/status/state") {
+        none if none.is_empty() => text(item, "/status/phase"),
+        state => state,
+    };
     let problem = item.pointer("/status/error/problem");
+    let problem = problem.or_else(|| item.pointer("/status/problem"));
     let why = match problem {
         Some(problem) => format!("{} [{}]", text(problem, "/message"), text(problem, "/code")),
         None => match text(item, "/status/waiting_for") {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ferrite_proto::api::HostEvent;
 use ferrite_proto::host::{AgentStatus, HostError, HostState, Power, Run};
+use ferrite_proto::image::ImageRef;
 use ferrite_proto::inventory::Inventory;
 use ferrite_proto::problem::{Class, Code, Problem};
 use ferrite_proto::secret::Secret;
@@ -471,7 +472,12 @@ impl Change {
     }
 
     /// The deployment that is wanted begins.
-    pub(crate) fn open_deployment(&mut self, credential: Secret<String>, sha256: String) {
+    pub(crate) fn open_deployment(
+        &mut self,
+        kept: Option<ImageRef>,
+        credential: Secret<String>,
+        sha256: String,
+    ) {
         let spec = &self.record.host.spec;
         let Some(image) = spec.image.clone() else {
             return;
@@ -479,6 +485,7 @@ impl Change {
         let deployment = Deployment {
             request: self.record.run.request,
             image,
+            kept,
             root: RootDisk {
                 hints: spec.root_device_hints.clone(),
                 default: spec.root_device_default,

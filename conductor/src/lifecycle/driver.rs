@@ -357,7 +357,8 @@ fn mark(done: Option<Point>, moment: Moment) {
 /// Decides on the record of this very transaction, and changes it where that is all there is to do.
 fn decide(change: &mut Change, world: &World) -> Next {
     let name = change.record.host.name.clone();
-    let seen = world.hosts.observed(&name, &world.limits);
+    let mut seen = world.hosts.observed(&name, &world.limits);
+    seen.image = world.hosts.wanted_image(&change.record);
     match plan(&change.record, &seen, change.now) {
         Decision::Wait { reason, until } => {
             let host = &mut change.record.host;

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use super::StepName;
 use super::change::{Change, NewTicket};
+use super::image::Wanted;
 use super::order::{self, Reach};
 use super::plan::Action;
 use super::record::{BootPhase, Limits};
@@ -79,11 +80,7 @@ pub(crate) fn in_place(change: &mut Change, action: Action, world: &World) -> bo
     let limits = &world.limits;
     match action {
         Action::Arm => change.armed(new_ticket(), limits),
-        Action::OpenDeployment => {
-            let credential = token::random();
-            let sha256 = token::sha256(credential.expose());
-            change.open_deployment(credential, sha256);
-        }
+        Action::OpenDeployment => open_deployment(change, world),
         Action::BeginSteps(kind) => change.begin_steps(kind),
         Action::Order(name) => {
             if name == StepName::WriteImage && change.kept.credential.is_none() {
@@ -116,6 +113,18 @@ pub(crate) fn in_place(change: &mut Change, action: Action, world: &World) -> bo
         | Action::Remove => return false,
     }
     true
+}
+
+fn open_deployment(change: &mut Change, world: &World) {
+    let kept = match world.hosts.wanted_image(&change.record) {
+        Wanted::AsItIs => None,
+        Wanted::Kept(kept) => Some(*kept),
+        // It was taken back in this instant: the next turn waits for it.
+        Wanted::NotYet(_) => return,
+    };
+    let credential = token::random();
+    let sha256 = token::sha256(credential.expose());
+    change.open_deployment(kept, credential, sha256);
 }
 
 fn new_ticket() -> NewTicket {

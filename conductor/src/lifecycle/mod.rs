@@ -37,6 +37,7 @@ pub(crate) mod explain;
 pub(crate) mod gate;
 #[cfg(test)]
 mod guide;
+pub(crate) mod image;
 pub(crate) mod intent;
 pub(crate) mod operate;
 mod operations;

@@ -14,6 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, from_value, json};
 
 use super::change::{Change, NewTicket};
+use super::image::Wanted;
 use super::plan::{Action, Decision, plan};
 use super::record::{BootPhase, HelloFacts, Kept, Limits, Observed, Record, RescueSecret};
 use super::{StepName, intent};
@@ -219,6 +220,7 @@ impl Bench {
                 agent_seen: Some(self.now),
                 daemon_seen: Some(self.now),
                 steady_since: None,
+                image: Wanted::default(),
                 limits: &limits,
             };
             match plan(&self.record, &seen, self.now) {
@@ -264,7 +266,7 @@ impl Bench {
             Action::PowerOff => change.powered_off(),
             Action::ReleaseBoot => change.released(),
             Action::OpenDeployment => {
-                change.open_deployment(Secret::new("c".to_owned()), "c".to_owned());
+                change.open_deployment(None, Secret::new("c".to_owned()), "c".to_owned());
             }
             Action::BeginSteps(kind) => change.begin_steps(kind),
             Action::Order(name) => change.order(name),

@@ -24,6 +24,8 @@ pub(crate) struct Reach {
     pub(crate) url: String,
     /// Its CA.
     pub(crate) ca: CaPin,
+    /// The same as PEM, for hosts that fetch what it keeps.
+    pub(crate) ca_pem: Arc<str>,
     /// What the configuration says of servers of images. With their secrets; stored nowhere else.
     pub(crate) servers: Arc<[ImageServer]>,
 }
@@ -33,6 +35,17 @@ impl Reach {
     fn servers_of(&self, image: &ImageRef) -> Vec<ImageServer> {
         let needed = |server: &&ImageServer| image.urls().any(|url| server.covers(url));
         self.servers.iter().filter(needed).cloned().collect()
+    }
+
+    /// What a host needs to know to fetch an image that a conductor keeps. Conductors of one
+    /// database have one CA. Who knows the digest may have the file: no login.
+    fn keeper_of(&self, kept: &ImageRef) -> Vec<ImageServer> {
+        let (prefix, _) = kept.url.rsplit_once('/').unwrap_or((&kept.url, ""));
+        vec![ImageServer {
+            prefix: format!("{prefix}/"),
+            ca: Some(self.ca_pem.to_string()),
+            ..ImageServer::default()
+        }]
     }
 }
 
@@ -61,11 +74,7 @@ pub(crate) fn step(
         StepName::Erase => Ok(Step::Erase {
             method: EraseMethod::Metadata,
         }),
-        StepName::WriteImage => deployment(record).map(|deployment| Step::WriteImage {
-            image: deployment.image.clone(),
-            root: deployment.root.clone(),
-            servers: reach.servers_of(&deployment.image),
-        }),
+        StepName::WriteImage => deployment(record).map(|deployment| write_image(deployment, reach)),
         StepName::WriteConfigDrive => config_drive(record, kept, reach),
         StepName::SetBootEntry => deployment(record).map(|deployment| Step::SetBootEntry {
             root: deployment.root.clone(),
@@ -76,6 +85,18 @@ pub(crate) fn step(
         }),
         StepName::Rescue => rescue(kept),
         StepName::ReleaseBoot | StepName::AwaitOs => Err(bug("this step is not the agent's")),
+    }
+}
+
+fn write_image(deployment: &Deployment, reach: &Reach) -> Step {
+    let (image, servers) = match &deployment.kept {
+        Some(kept) => (kept, reach.keeper_of(kept)),
+        None => (&deployment.image, reach.servers_of(&deployment.image)),
+    };
+    Step::WriteImage {
+        image: image.clone(),
+        root: deployment.root.clone(),
+        servers,
     }
 }
 
@@ -131,6 +152,7 @@ mod tests {
         let reach = Reach {
             url: "https://c:7443".into(),
             ca: CaPin([7; 32]),
+            ca_pem: "".into(),
             servers: ["https://a/", "https://b/", "https://c/x/", "https://d/"]
                 .map(server)
                 .into(),

@@ -10,12 +10,16 @@ use ferrite_proto::operation::Work;
 use ferrite_proto::problem::{Code, Problem};
 use jiff::Timestamp;
 
+use super::image::Wanted;
 use super::record::{BootPhase, Deployment, Observed, RamdiskBoot, Record, Session};
 use super::{Kind, Place, StepName, StepRun, StepState, Workflow};
 use crate::guard::{self, Guard};
 
 /// How often power is read while it is expected to change.
 const POWER_POLL: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether an image is there.
+const IMAGE_POLL: Duration = Duration::from_secs(3);
 
 /// Silence in the middle of a step after which the BMC is asked whether the host still has power:
 /// an agent at work reports every second or two.
@@ -295,12 +299,17 @@ impl View<'_> {
             return self.leave(HostState::Deprovisioning);
         }
         if !self.record.deployed_as_wanted() {
-            return self
-                .call_off()
-                .unwrap_or(Decision::Do(Action::OpenDeployment));
+            return self.call_off().unwrap_or_else(|| self.open_deployment());
         }
         self.steps(Kind::Deploy)
             .unwrap_or(Decision::Go(HostState::Provisioned))
+    }
+
+    fn open_deployment(&self) -> Decision {
+        match &self.seen.image {
+            Wanted::NotYet(reason) => wait(reason, Some(self.now + IMAGE_POLL)),
+            Wanted::AsItIs | Wanted::Kept(_) => Decision::Do(Action::OpenDeployment),
+        }
     }
 
     fn provisioned(&self) -> Decision {

@@ -16,6 +16,7 @@ use ferrite_proto::step::{BootMethod, RootDisk};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::image::Wanted;
 use super::{Kind, StepName, Workflow};
 use crate::guard::{self, Guard};
 
@@ -174,6 +175,9 @@ pub(crate) struct Deployment {
     pub(crate) request: u64,
     /// The image.
     pub(crate) image: ImageRef,
+    /// The packed form of it that the conductor keeps, which the host is given in its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) kept: Option<ImageRef>,
     /// Where it goes.
     pub(crate) root: RootDisk,
     /// How it is started.
@@ -277,6 +281,8 @@ pub(crate) struct Observed<'a> {
     pub(crate) daemon_seen: Option<Timestamp>,
     /// When the clock was last set: what it skipped has not passed, for any limit.
     pub(crate) steady_since: Option<Timestamp>,
+    /// Which image the host would be given.
+    pub(crate) image: Wanted,
     /// Time limits.
     pub(crate) limits: &'a Limits,
 }

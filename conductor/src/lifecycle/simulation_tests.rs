@@ -15,6 +15,7 @@ use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
 use super::change::{Change, NewTicket};
+use super::image::Wanted;
 use super::plan::{Action, Decision, plan};
 use super::record::{BootPhase, HelloFacts, Kept, Limits, Observed, Record};
 use super::{Kind, StepName, Workflow, intent};
@@ -234,6 +235,7 @@ impl Sim {
             agent_seen: self.heard.or(Some(self.started)),
             daemon_seen: Some(self.now),
             steady_since: None,
+            image: Wanted::default(),
             limits: &limits,
         };
         match plan(&self.record, &seen, self.now) {
@@ -262,7 +264,7 @@ impl Sim {
                 self.change(|change| change.armed(new, limits));
             }
             Action::OpenDeployment => {
-                self.change(|c| c.open_deployment(Secret::new(fresh.clone()), fresh.clone()));
+                self.change(|c| c.open_deployment(None, Secret::new(fresh.clone()), fresh.clone()));
             }
             Action::BeginSteps(kind) => self.change(|change| change.begin_steps(kind)),
             Action::Order(name) => self.change(|change| change.order(name)),

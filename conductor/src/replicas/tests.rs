@@ -29,6 +29,7 @@ async fn one(options: PgConnectOptions, dir: &Path, id: &str) -> One {
     let reach = Reach {
         url: "https://c:7443".into(),
         ca: ferrite_proto::boot::CaPin([7; 32]),
+        ca_pem: "".into(),
         servers: [].into(),
     };
     let boots = Arc::new(Boots::new(reach.clone()).0);

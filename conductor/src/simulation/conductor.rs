@@ -77,6 +77,7 @@ pub(super) async fn start(sim: &Arc<Sim>) {
     let reach = Reach {
         url: "https://c:7443".into(),
         ca: CaPin([7; 32]),
+        ca_pem: "".into(),
         servers: [].into(),
     };
     let (boots, _sightings) = Boots::new(reach.clone());
@@ -108,6 +109,7 @@ pub(super) async fn start(sim: &Arc<Sim>) {
             ferrite_proto::address::Policy::Others,
         )),
         hosts: Arc::clone(&hosts),
+        images: crate::images::Images::for_tests(),
         boots: Arc::clone(&boots),
         world,
         driver,

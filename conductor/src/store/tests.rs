@@ -416,6 +416,7 @@ async fn sixty_four_writers_share_transactions() {
     let reach = crate::lifecycle::order::Reach {
         url: "https://c:7443".into(),
         ca: ferrite_proto::boot::CaPin([7; 32]),
+        ca_pem: "".into(),
         servers: [].into(),
     };
     let boots = Arc::new(crate::boots::Boots::new(reach).0);

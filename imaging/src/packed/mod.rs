@@ -29,6 +29,7 @@ mod index;
 mod locate;
 mod open;
 mod pack;
+mod sign;
 mod signature;
 mod unpack;
 
@@ -36,6 +37,7 @@ pub use index::{BadIndex, Chunk, Index};
 pub use locate::{Located, TAIL_BYTES, locate};
 pub use open::{Opened, Unopened};
 pub use pack::{Chunks, LEVEL, Packed, Packer, Sign, Writer, pack};
+pub use sign::{BadKey, SigningKey};
 pub use signature::{BadSignature, PublicKey, signature_text};
 pub use unpack::{BadChunk, Unpacker};
 

@@ -1,11 +1,14 @@
 //! What people do beside hosts: tokens, certificates, roles and images, made and taken back.
 //! Whatever was acknowledged must be there, or gone, for good.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::lane::Lane;
+use crate::person::PATIENCE;
 
 /// Made with OpenSSL; its key is nowhere.
 const REQUEST: &str = include_str!("request.csr");
@@ -30,6 +33,7 @@ pub(crate) async fn visit(lane: &Lane) -> Result<()> {
     });
     make(lane, "/v1/images", "kills", &image).await?;
     drop_it(lane, "/v1/images", "kills").await?;
+    give_image(lane).await?;
     let subject = "/v1/roles/user:kills";
     let (status, json) = lane
         .person
@@ -41,6 +45,30 @@ pub(crate) async fn visit(lane: &Lane) -> Result<()> {
         "a role was lost"
     );
     drop_it(lane, "/v1/roles", "user:kills").await
+}
+
+/// An image whose file is given, packed over every death, and taken back.
+async fn give_image(lane: &Lane) -> Result<()> {
+    let image = json!({
+        "apiVersion": "ferrite/v1",
+        "kind": "Image",
+        "metadata": {"name": "given"},
+        "spec": {"url": "upload://given", "pack": true},
+    });
+    make(lane, "/v1/images", "given", &image).await?;
+    let started = Instant::now();
+    loop {
+        let found = lane.person.get("/v1/images/given").await?;
+        let found = found.unwrap_or_default();
+        match found["status"]["phase"].as_str() {
+            Some("Ready") => break,
+            Some("Pending") => lane.person.give("/v1/images/given/content", "disk").await,
+            _ => {}
+        }
+        ensure!(started.elapsed() < PATIENCE, "it is not packed: {found}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    drop_it(lane, "/v1/images", "given").await
 }
 
 /// Made once: a second call finds the name taken.

@@ -78,6 +78,7 @@ pub(super) fn path_parameter(name: &str) -> Value {
     match name {
         "subject" => json!({"type": "string", "maxLength": 212,
             "pattern": r"^(user|group|token|certificate):[^/\x00-\x1f\x7f-\x9f]{1,200}$"}),
+        "file" => json!({"type": "string", "pattern": r"^[0-9a-f]{64}\.zst$"}),
         _ => json!({"type": "string", "minLength": 1, "maxLength": 63, "pattern": rules::NAME}),
     }
 }
@@ -101,6 +102,7 @@ pub(super) const fn refusal(status: u16) -> &'static str {
         415 => "The body is no JSON by its `Content-Type`.",
         422 => "The body is JSON, but not what the call takes.",
         429 => "Too many calls: wait for as long as `Retry-After` says.",
+        507 => "The conductor's disk is full.",
         503 => "The conductor cannot serve this now.",
         _ => "An error.",
     }
@@ -115,6 +117,7 @@ pub(super) fn describe(all: &mut Document) {
     work_on_a_host(all);
     fleet(all);
     resources::<Image, ImageList>(all, "images", "Image");
+    contents(all);
     resources::<Profile, ProfileList>(all, "profiles", "Profile");
     resources::<Cluster, ClusterList>(all, "clusters", "Cluster");
     checks(all);
@@ -318,6 +321,25 @@ fn checks(all: &mut Document) {
     all.call("POST", PATH, "checkCluster", summary)
         .query("kubelet_version", &version, "Of the image's kubelet.")
         .answers::<ClusterReport>(200, "What was found.");
+}
+
+/// The bytes of images.
+fn contents(all: &mut Document) {
+    let range = json!({"type": "string"});
+    let path = "/v1/images/{name}/content";
+    let summary = "Gives the file of an image whose `spec.url` is `upload://NAME`.";
+    all.call("PUT", path, "giveImageContent", summary)
+        .takes_bytes()
+        .answers::<Image>(202, "The file is here, and will be packed.")
+        .or(&[400, 408, 409, 422, 507]);
+    let summary = "A packed image, or a part of it. Whoever knows the digest may have it.";
+    all.call("GET", "/images/{file}", "readPackedImage", summary)
+        .header("Range", &range, "Bytes, as of RFC 9110.")
+        .header("If-Range", &range, "The `ETag` of the parts before.")
+        .answers_otherwise(200, Some("application/zstd"), "All of it.")
+        .answers_otherwise(206, Some("application/zstd"), "The part.")
+        .answers_otherwise(307, None, "Another conductor has it.")
+        .answers_otherwise(416, None, "It ends before.");
 }
 
 fn fleet(all: &mut Document) {

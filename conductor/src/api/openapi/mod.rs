@@ -223,6 +223,14 @@ impl Call<'_> {
         self
     }
 
+    /// Takes bytes, as many as there is room for.
+    fn takes_bytes(mut self) -> Self {
+        let content = json!({"application/octet-stream": {
+            "schema": {"type": "string", "format": "binary"}}});
+        self.operation()["requestBody"] = json!({"required": true, "content": content});
+        self
+    }
+
     /// Answers with a type.
     fn answers<T: ToSchema>(mut self, status: u16, what: &str) -> Self {
         let schema = self.document.schema::<T>();

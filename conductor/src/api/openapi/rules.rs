@@ -46,6 +46,8 @@ const ARTIFACT: &str = concat!(
     r"(/[a-z0-9]+([._-][a-z0-9]+)*){1,8}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?",
     "@sha256:[0-9a-f]{64}$",
 );
+/// A file that people give.
+const UPLOAD: &str = "^upload://[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$";
 /// minisign's public key.
 const PUBLIC_KEY: &str = "^RW[A-Za-z0-9+/]{54}$";
 /// A label's value.
@@ -203,19 +205,46 @@ fn hosts() -> Vec<Rule> {
 }
 
 fn images() -> Vec<Rule> {
+    let mut all = [image("ImageRef"), image("ImageSpec")].concat();
+    all.push(rule(
+        "ImageSpec",
+        "",
+        json!({"not": {"anyOf": not_packed()}}),
+    ));
+    all
+}
+
+/// What both have in common.
+fn image(of: &'static str) -> Vec<Rule> {
     let url = || json!({"format": "image-url", "pattern": IMAGE});
-    let artifact = json!({"format": "image-url", "pattern": format!("{IMAGE}|{ARTIFACT}")});
+    let any = format!("{IMAGE}|{ARTIFACT}|{UPLOAD}");
+    let any = json!({"format": "image-url", "pattern": any});
     vec![
-        rule("ImageRef", "/properties/url", artifact),
-        rule("ImageRef", "/properties/mirrors", json!({"maxItems": 8})),
-        rule("ImageRef", "/properties/mirrors/items", url()),
-        rule("ImageRef", "/properties/digest_url", url()),
-        rule(
-            "ImageRef",
-            "/properties/signed_by",
-            json!({"pattern": PUBLIC_KEY}),
-        ),
-        rule("ImageRef", "", vouched()),
+        rule(of, "/properties/url", any),
+        rule(of, "/properties/mirrors", json!({"maxItems": 8})),
+        rule(of, "/properties/mirrors/items", url()),
+        rule(of, "/properties/digest_url", url()),
+        rule(of, "/properties/signed_by", json!({"pattern": PUBLIC_KEY})),
+        rule(of, "", vouched()),
+    ]
+}
+
+/// What the conductor does not pack, and what it must.
+fn not_packed() -> Vec<Value> {
+    let packs = |field: &str, of: Value| {
+        let mut properties = serde_json::Map::new();
+        properties.insert("pack".to_owned(), json!({"const": true}));
+        properties.insert(field.to_owned(), of);
+        json!({"required": ["pack", field], "properties": properties})
+    };
+    vec![
+        packs("format", json!({"const": "packed"})),
+        packs("digest_url", json!({"type": "string"})),
+        packs("url", json!({"pattern": "^oci"})),
+        json!({
+            "required": ["url"],
+            "properties": {"url": {"pattern": UPLOAD}, "pack": {"const": false}},
+        }),
     ]
 }
 
@@ -247,7 +276,8 @@ fn vouched() -> Value {
         by(false, "digest", text(), &["digest_url", "signed_by"]),
         by(false, "digest_url", text(), &["digest", "signed_by"]),
         by(false, "allow_unverified", yes(), &["digest_url", "signed_by"]),
-        by(false, "url", json!({"pattern": ARTIFACT}), &["digest_url", "signed_by"]),
+        by(false, "url", json!({"pattern": format!("{ARTIFACT}|{UPLOAD}")}),
+            &["digest_url", "signed_by"]),
         by(true, "digest", text(), &["digest_url"]),
         by(true, "signed_by", text(), &["digest_url"]),
         by(true, "allow_unverified", yes(), &["digest_url"]),

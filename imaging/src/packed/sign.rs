@@ -1,10 +1,8 @@
 //! Signs the index of a packed image, in minisign's form, with a key that people can make:
-//! `openssl genpkey -algorithm ed25519`, or `minisign -G -W`. Checking is `ferrite-imaging`'s.
+//! `openssl genpkey -algorithm ed25519`, or `minisign -G -W`. Checking is `signature`'s.
 
 use std::io;
-use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
@@ -12,27 +10,51 @@ use ring::signature::{Ed25519KeyPair, KeyPair as _};
 /// minisign's word for a signature over the bytes themselves.
 const ALGORITHM: &[u8; 2] = b"Ed";
 
+/// Why a text is no key to sign with.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadKey {
+    /// It begins as PEM does.
+    #[error("it is no PEM")]
+    Pem,
+    /// Of another algorithm, or damaged.
+    #[error("it is no Ed25519 key ({0})")]
+    Pkcs8(String),
+    /// Neither of the two forms.
+    #[error("neither the PEM of `openssl genpkey -algorithm ed25519` nor minisign's secret key")]
+    Form,
+    /// Nobody is here to type it.
+    #[error("it has a password: make one without, by `minisign -G -W`")]
+    Password,
+    /// Damaged.
+    #[error("its halves do not belong together")]
+    Halves,
+}
+
 /// A secret key. Its public half is all that it shows.
-pub(crate) struct SigningKey {
+pub struct SigningKey {
     pair: Ed25519KeyPair,
     /// Which key it is, so that people can tell.
     number: [u8; 8],
 }
 
-impl SigningKey {
-    pub(crate) fn read(path: &Path) -> Result<Self> {
-        let shown = path.display();
-        let text = std::fs::read_to_string(path).with_context(|| format!("reading {shown}"))?;
-        Self::parse(&text).with_context(|| format!("{shown} is no key to sign with"))
+impl std::fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("SigningKey").field(&self.public()).finish()
     }
+}
 
-    fn parse(text: &str) -> Result<Self> {
+impl SigningKey {
+    /// Reads what either tool writes.
+    ///
+    /// # Errors
+    /// When it is neither, or has a password.
+    pub fn parse(text: &str) -> Result<Self, BadKey> {
         let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
         if text.contains("-----BEGIN PRIVATE KEY-----") {
             let body: String = lines().filter(|line| !line.starts_with("-----")).collect();
-            let der = BASE64.decode(body).context("it is no PEM")?;
+            let der = BASE64.decode(body).map_err(|_| BadKey::Pem)?;
             let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&der)
-                .map_err(|error| anyhow!("it is no Ed25519 key ({error})"))?;
+                .map_err(|error| BadKey::Pkcs8(error.to_string()))?;
             let digest = blake3::hash(pair.public_key().as_ref());
             let mut number = [0; 8];
             number.copy_from_slice(&digest.as_bytes()[..8]);
@@ -45,30 +67,31 @@ impl SigningKey {
 
     /// What `minisign -G` writes: 2 bytes each of algorithm, of how it is encrypted and of its
     /// checksum, 48 of that, the number, the secret and the public half, and a checksum.
-    fn minisign(key: &[u8]) -> Result<Self> {
-        ensure!(
-            key.len() == 158 && key.starts_with(ALGORITHM),
-            "neither the PEM of `openssl genpkey -algorithm ed25519` nor minisign's secret key"
-        );
-        ensure!(
-            key[2..4] == [0, 0],
-            "it has a password: make one without, by `minisign -G -W`"
-        );
+    fn minisign(key: &[u8]) -> Result<Self, BadKey> {
+        if key.len() != 158 || !key.starts_with(ALGORITHM) {
+            return Err(BadKey::Form);
+        }
+        if key[2..4] != [0, 0] {
+            return Err(BadKey::Password);
+        }
         let (secret, public) = (&key[62..94], &key[94..126]);
-        let pair = Ed25519KeyPair::from_seed_and_public_key(secret, public)
-            .map_err(|_| anyhow!("its halves do not belong together"))?;
+        let pair =
+            Ed25519KeyPair::from_seed_and_public_key(secret, public).map_err(|_| BadKey::Halves)?;
         let mut number = [0; 8];
         number.copy_from_slice(&key[54..62]);
         Ok(Self { pair, number })
     }
 
     /// The public half, as minisign writes it.
-    pub(crate) fn public(&self) -> String {
+    pub fn public(&self) -> String {
         BASE64.encode([ALGORITHM, &self.number[..], self.pair.public_key().as_ref()].concat())
     }
 
     /// A signature as a `.minisig` file has it.
-    pub(crate) fn sign(&self, bytes: &[u8], about: &str) -> io::Result<String> {
+    ///
+    /// # Errors
+    /// When `about` is more than a line.
+    pub fn sign(&self, bytes: &[u8], about: &str) -> io::Result<String> {
         if about.contains(['\n', '\r']) {
             return Err(io::Error::other("a comment is one line"));
         }
@@ -86,11 +109,11 @@ impl SigningKey {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
 
     /// As `openssl genpkey -algorithm ed25519` writes a key (RFC 8410): its bytes are all 9.
-    pub(crate) fn pem() -> String {
+    fn pem() -> String {
         let head = [48, 46, 2, 1, 0, 48, 5, 6, 3, 43, 101, 112, 4, 34, 4, 32];
         let der = BASE64.encode([&head[..], &[9; 32]].concat());
         format!("-----BEGIN PRIVATE KEY-----\n{der}\n-----END PRIVATE KEY-----\n")
