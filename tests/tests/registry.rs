@@ -309,6 +309,25 @@ async fn is_served(world: &World, status: &ImageStatus) -> Result<()> {
     ensure!(other.status() == 200, "parts of two files were mixed");
     let beyond = world.fetch(status)?.header("range", "bytes=99999999-");
     ensure!(beyond.send().await?.status() == 416);
+    is_written(world, status)
+}
+
+/// By an agent, as it comes from the conductor.
+fn is_written(world: &World, status: &ImageStatus) -> Result<()> {
+    let target = world.dir.path().join("target");
+    let (ca, disk) = (world.dir.path().join("state/ca.pem"), disk());
+    std::fs::write(&target, vec![0x5a; 16 << 20])?;
+    let agent = ferrite()?.with_file_name("ferrite-agent");
+    let text = |path: &Path| path.display().to_string();
+    let (url, digest) = (status.url.as_ref(), status.digest.as_ref());
+    let digest = digest.context("it has no digest")?.to_string();
+    let (agent, ca, disk_file) = (text(&agent), text(&ca), text(&target));
+    let mut words = vec![agent.as_str(), "write-image", "--format", "packed", "--yes"];
+    words.extend(["--source", url.context("it has no URL")?, "--ca-file", &ca]);
+    words.extend(["--digest", &digest, "--disk", &disk_file]);
+    tool(&words)?;
+    let written = std::fs::read(&target)?;
+    ensure!(written[..disk.len()] == disk, "an agent wrote other bytes");
     Ok(())
 }
 

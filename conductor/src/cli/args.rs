@@ -407,6 +407,9 @@ pub(crate) struct Provision {
     /// Its name.
     #[arg(add = super::complete::hosts())]
     pub(crate) name: String,
+    /// An image by its name, instead of --image: see `ferrite image add`.
+    #[arg(long, value_name = "NAME", conflicts_with = "image")]
+    pub(crate) image_name: Option<String>,
     /// The image.
     #[command(flatten)]
     pub(crate) image: ImageArgs,

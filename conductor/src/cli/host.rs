@@ -194,8 +194,12 @@ async fn set(client: &Client, set: Set, output: Output) -> anyhow::Result<ExitCo
 }
 
 async fn provision(client: &Client, asked: Provision, output: Output) -> anyhow::Result<ExitCode> {
+    if let Some(image) = &asked.image_name {
+        let host = provision_by_name(client, &asked, image).await?;
+        return follow(client, &host, asked.wait, output).await;
+    }
     let Some(image) = asked.image.image()? else {
-        bail!("which image? give --image and --digest");
+        bail!("which image? give --image and --digest, or --image-name");
     };
     let hints = root_device(&asked.root_device)?;
     let request = ProvisionHost {
@@ -207,6 +211,26 @@ async fn provision(client: &Client, asked: Provision, output: Output) -> anyhow:
     let call = path(&asked.name, "/provision");
     let host: Host = client.send(Method::POST, &call, &request).await?;
     follow(client, &host, asked.wait, output).await
+}
+
+/// What the name stands for is looked up by the conductor. Only what was named is sent.
+async fn provision_by_name(
+    client: &Client,
+    asked: &Provision,
+    image: &str,
+) -> anyhow::Result<Host> {
+    let mut spec = serde_json::json!({"image_name": image});
+    let hints = root_device(&asked.root_device)?;
+    if !hints.is_empty() {
+        spec["root_device_hints"] = to_value(&hints)?;
+    }
+    if let Some(method) = asked.boot_method {
+        spec["boot_method"] = to_value(method)?;
+    }
+    let patch = serde_json::json!({"spec": spec, "secrets": asked.data.read()?});
+    client
+        .send(Method::PATCH, &path(&asked.name, ""), &patch)
+        .await
 }
 
 impl Common {

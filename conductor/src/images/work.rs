@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ferrite_proto::digest::Digest;
 use ferrite_proto::named_image::{ImagePhase, ImageSpec, ImageStatus};
 use ferrite_proto::problem::{Class, Code, Problem};
 use jiff::Timestamp;
@@ -181,10 +182,17 @@ impl Job {
 
     /// Whether it is for this conductor to do, now.
     fn is_due(&self, status: &ImageStatus, now: Timestamp) -> bool {
-        if self.spec.is_uploaded() && !self.images.shelf.uploaded(&self.uid).exists() {
+        let packed = status
+            .digest
+            .as_ref()
+            .is_some_and(|digest| self.is_kept(digest));
+        let given = self.images.shelf.uploaded(&self.uid).exists();
+        if self.spec.is_uploaded() && !given && !packed {
             return false;
         }
-        let mine = status.conductor.as_ref() == Some(&self.images.me);
+        // Whoever is alone has all of it, whatever it was called before.
+        let alone = !self.hosts.ownership().is_shared();
+        let mine = alone || status.conductor.as_ref() == Some(&self.images.me);
         let after =
             |pause: Duration, at: Timestamp| at.saturating_add(pause).is_ok_and(|at| at <= now);
         match status.phase {
@@ -196,8 +204,10 @@ impl Job {
                 never_made || (mine && at <= now) || after(SILENCE, at)
             }),
             ImagePhase::Ready => {
-                let file = status.digest.as_ref();
-                mine && file.is_some_and(|digest| !self.images.shelf.packed(digest).exists())
+                let digest = status.digest.as_ref().filter(|_| mine);
+                digest.is_some_and(|digest| {
+                    !self.is_kept(digest) || status.url != Some(self.images.url_of(digest))
+                })
             }
         }
     }
@@ -276,7 +286,26 @@ impl Job {
         self.images.shelf.temporary(&name)
     }
 
+    fn is_kept(&self, digest: &Digest) -> bool {
+        self.images.shelf.packed(digest).exists()
+    }
+
+    /// Says where hosts fetch a file that is here already: this conductor was called otherwise.
+    async fn moved(&self) -> Result<bool, Problem> {
+        self.note(|status| {
+            let ready = status.phase == ImagePhase::Ready;
+            let kept = status.digest.clone().filter(|d| ready && self.is_kept(d));
+            status.url = kept.as_ref().map(|digest| self.images.url_of(digest));
+            status.conductor = Some(self.images.me.clone());
+            kept.is_some()
+        })
+        .await
+    }
+
     async fn work(&self, packing: &Semaphore) -> Result<(), Problem> {
+        if self.moved().await? {
+            return Ok(());
+        }
         let me = &self.images.me;
         let claimed = self.note(|status| {
             let due = self.is_due(status, clock::now());
