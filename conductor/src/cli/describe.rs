@@ -146,7 +146,8 @@ fn problem(item: &Value) -> String {
     // A host has an error with a problem; an image the problem itself.
     let status = item.get("status").filter(|status| {
         let problem = status.get("problem");
-        problem.is_some_and(|problem| !problem.is_null())
+        let image = status.get("phase").is_some();
+        image && problem.is_some_and(|problem| !problem.is_null())
     });
     let error = item.pointer("/status/error");
     let Some(error) = error.filter(|error| !error.is_null()).or(status) else {
