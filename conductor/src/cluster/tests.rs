@@ -47,6 +47,7 @@ impl Site {
         let reach = Reach {
             url: "https://c:1".to_owned(),
             ca: CaPin([0; 32]),
+            ca_pem: "".into(),
             servers: Vec::new().into(),
         };
         let sealer = Sealer::load_or_create(&dir.path().join("key")).unwrap();
