@@ -8,7 +8,10 @@ use ferrite_proto::cluster::ClusterReport;
 use ferrite_proto::problem::{Code, Problem};
 use serde::Deserialize;
 
-use super::{Answer, App, Query};
+use super::{Answer, ApiError, App, Query};
+
+/// Characters of a version.
+pub(crate) const LONGEST: usize = 63;
 
 /// What is known beside the cluster.
 #[derive(Debug, Default, Deserialize)]
@@ -25,6 +28,13 @@ pub(crate) async fn check(
     Query(query): Query<CheckQuery>,
 ) -> Answer<ClusterReport> {
     let kubelet = query.kubelet_version.as_deref();
+    if kubelet.is_some_and(|version| version.chars().count() > LONGEST) {
+        return Err(ApiError(Problem::new(
+            Code::QueryInvalid,
+            format!("kubelet_version has more than {LONGEST} characters"),
+            "give it as `kubelet --version` prints it: v1.34.1",
+        )));
+    }
     Ok(Json(app.clusters.check(&name, kubelet).await?))
 }
 

@@ -4,6 +4,7 @@
 //! A token's id is written down before the cluster gets it, and struck out after the cluster has
 //! lost it. The token itself is told once and kept nowhere.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ferrite_proto::problem::{Code, Problem};
@@ -122,6 +123,8 @@ impl Clusters {
     /// Removes tokens whose time is over, or that could not be removed before.
     pub(super) async fn sweep_tokens(&self) {
         let now = clock::now();
+        // One that does not answer is asked once in a round: others wait behind it.
+        let mut silent = BTreeSet::new();
         for noted in self.documents.list(MINTED) {
             let due = noted.body["revoke_after"].as_str();
             let due = due.and_then(|due| due.parse::<Timestamp>().ok());
@@ -133,6 +136,9 @@ impl Clusters {
             else {
                 continue;
             };
+            if silent.contains(cluster) {
+                continue;
+            }
             // A cluster that was removed keeps its tokens until they expire there.
             let gone = self.documents.get(super::KIND, cluster).is_none();
             let struck = if gone {
@@ -142,6 +148,7 @@ impl Clusters {
             };
             if let Err(problem) = struck {
                 tracing::warn!(%cluster, token = %id, %problem, "a token is not removed yet");
+                silent.insert(cluster.to_owned());
             }
         }
     }

@@ -28,17 +28,24 @@ type Looked = BTreeMap<String, (Instant, Revision)>;
 impl Clusters {
     /// Looks until it is told to stop.
     pub(crate) async fn watch(self: Arc<Self>, stop: CancellationToken) {
-        let mut looked = Looked::new();
-        loop {
-            let round = async {
+        // Tokens do not wait for clusters that take long to answer.
+        let sweeping = async {
+            loop {
                 tokio::time::sleep(ROUND).await;
                 self.sweep_tokens().await;
-                self.look_round(&mut looked).await;
-            };
-            tokio::select! {
-                () = round => {}
-                () = stop.cancelled() => return,
             }
+        };
+        let looking = async {
+            let mut looked = Looked::new();
+            loop {
+                tokio::time::sleep(ROUND).await;
+                self.look_round(&mut looked).await;
+            }
+        };
+        tokio::select! {
+            () = sweeping => {}
+            () = looking => {}
+            () = stop.cancelled() => {}
         }
     }
 

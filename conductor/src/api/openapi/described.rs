@@ -20,6 +20,7 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::{Call, Document, rules};
+use crate::api::clusters;
 
 /// Any JSON object: a merge patch may lack everything.
 struct AnyObject;
@@ -317,7 +318,7 @@ fn checks(all: &mut Document) {
     all.call("GET", PATH, "readClusterCheck", summary)
         .answers::<ClusterReport>(200, "What was found.");
     let summary = "Proves what a join needs. Makes a bootstrap token and removes it.";
-    let version = json!({"type": "string", "maxLength": 63});
+    let version = json!({"type": "string", "maxLength": clusters::LONGEST});
     all.call("POST", PATH, "checkCluster", summary)
         .query("kubelet_version", &version, "Of the image's kubelet.")
         .answers::<ClusterReport>(200, "What was found.");
