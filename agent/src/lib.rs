@@ -13,6 +13,7 @@ mod efi;
 mod image;
 mod inspect;
 mod kernel;
+mod listeners;
 mod ramdisk;
 mod root;
 mod source_args;

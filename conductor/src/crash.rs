@@ -129,9 +129,11 @@ works! {
     Deliver = "deliver" [Before, Acted, After],
 }
 
-impl From<Action> for Work {
-    fn from(action: Action) -> Self {
-        match action {
+impl Work {
+    /// Doing what was decided; none at a cluster yet.
+    pub(crate) const fn doing(action: Action) -> Option<Self> {
+        Some(match action {
+            Action::Join(_) => return None,
             Action::Identify => Self::Identify,
             Action::ReadPower => Self::ReadPower,
             Action::Arm => Self::Arm,
@@ -163,13 +165,14 @@ impl From<Action> for Work {
             Action::Order(StepName::Boot) => Self::OrderBoot,
             Action::Cancel => Self::Cancel,
             Action::ForgetAgent => Self::ForgetAgent,
-            Action::OsIsUp | Action::Order(StepName::AwaitOs) => Self::OsIsUp,
+            Action::OsIsUp
+            | Action::Order(StepName::AwaitOs | StepName::CheckCluster | StepName::Join) => {
+                Self::OsIsUp
+            }
             Action::Remove => Self::Remove,
-        }
+        })
     }
-}
 
-impl Work {
     /// Entering a state; none for the state that a host begins in.
     pub(crate) const fn entering(state: HostState) -> Option<Self> {
         match state {
@@ -212,6 +215,13 @@ pub(crate) fn point(_: Work, _: Moment) {}
 
 #[cfg(any(test, debug_assertions))]
 pub(crate) use armed::point;
+
+/// A point, where there is one.
+pub(crate) fn passing(work: Option<Work>, moment: Moment) {
+    if let Some(work) = work {
+        point(work, moment);
+    }
+}
 
 /// A point's name.
 #[cfg(any(test, debug_assertions))]

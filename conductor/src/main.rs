@@ -10,10 +10,6 @@ mod boots;
 mod cli;
 mod clock;
 mod cloud_init;
-#[expect(
-    dead_code,
-    reason = "the lifecycle's joining and leaving call the rest"
-)]
 mod cluster;
 mod config;
 mod crash;
@@ -23,6 +19,7 @@ mod guard;
 mod hosts;
 mod image_servers;
 mod images;
+mod joining;
 mod lifecycle;
 mod listen;
 mod netboot;

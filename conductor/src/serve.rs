@@ -110,15 +110,15 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
         reach,
         iso_url: iso_urls(netboot.as_ref()),
         connect: connect_bmcs(),
+        clusters: Arc::new(Clusters::new(hosts.documents(), config.clusters)),
     });
     let driver = Arc::new(Driver::start(Arc::clone(&world), stop.clone()));
     let replicas = several.map(|pool| start_replica(pool, &hosts, &driver, &stop));
-    let (clusters, watched) = watch_clusters(&config, &hosts, &stop);
+    let watched = tokio::spawn(Arc::clone(&world.clusters).watch(stop.clone()));
     let swept = tokio::spawn(sweep(hosts.documents(), stop.clone()));
     let packing = images::start(&images, &hosts, &stop);
     let seen = tokio::spawn(note_sightings(Arc::clone(&hosts), sightings, stop.clone()));
     let app = Arc::new(App {
-        clusters,
         hosts,
         images,
         boots,
@@ -148,17 +148,6 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     }
     tracing::info!("stopped");
     served
-}
-
-/// Clusters, and the task that looks at them.
-fn watch_clusters(
-    config: &Config,
-    hosts: &Hosts,
-    stop: &CancellationToken,
-) -> (Arc<Clusters>, tokio::task::JoinHandle<()>) {
-    let clusters = Arc::new(Clusters::new(hosts.documents(), config.clusters));
-    let watched = Arc::clone(&clusters).watch(stop.clone());
-    (clusters, tokio::spawn(watched))
 }
 
 fn reach(config: &Config, identity: &tls::Identity) -> anyhow::Result<Reach> {

@@ -8,12 +8,14 @@
 //! | [`POLL`] | the ramdisk, all the time | `Bearer` agent token |
 //! | [`ENROLL`] | the host daemon, once a deployment | the one-time credential in the body |
 //! | [`CHECK_IN`] | the host daemon, all the time | `Bearer` daemon key |
+//! | [`join`](crate::join) | the host daemon, while it joins | `Bearer` daemon key |
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::boot::CaPin;
 use crate::inventory::BootMode;
+use crate::join::JoinOrder;
 use crate::mac::Mac;
 use crate::problem::Problem;
 use crate::secret::Secret;
@@ -247,4 +249,7 @@ pub enum CloudInitStage {
 pub struct CheckInReply {
     /// Seconds to the next.
     pub check_in_seconds: u32,
+    /// It shall join its cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<JoinOrder>,
 }

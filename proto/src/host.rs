@@ -12,6 +12,7 @@ use crate::agent_api::CloudInit;
 use crate::hints::{RootDeviceDefault, RootDeviceHints};
 use crate::image::ImageRef;
 use crate::inventory::BootMode;
+use crate::join::{JoinSpec, JoinStatus};
 use crate::mac::Mac;
 use crate::operation::{Approval, Hold, Operation, Plan, Turn};
 use crate::problem::Problem;
@@ -206,6 +207,9 @@ pub struct HostSpec {
     /// How the deployed OS is started.
     #[serde(default)]
     pub boot_method: BootMethod,
+    /// The cluster that the host joins once its OS is up, and leaves when it is deprovisioned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<JoinSpec>,
     /// Somebody else provisioned it: its BMC is watched, no ramdisk is ever booted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub externally_provisioned: bool,
@@ -277,6 +281,7 @@ impl HostSpec {
             image_name: None,
             profile: None,
             boot_method: BootMethod::default(),
+            join: None,
             externally_provisioned: false,
             detached: false,
             paused: false,
@@ -459,6 +464,9 @@ pub struct HostStatus {
     /// How the OS was last started, with the reason when it was not by kexec.
     #[serde(default)]
     pub booted_by: Option<String>,
+    /// How far it is on its way into its cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<JoinStatus>,
 }
 
 /// Power as a BMC tells.

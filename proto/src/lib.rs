@@ -19,6 +19,7 @@ pub mod host;
 pub mod image;
 pub mod image_server;
 pub mod inventory;
+pub mod join;
 pub mod mac;
 pub mod merge;
 pub mod named_image;

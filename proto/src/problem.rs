@@ -185,8 +185,57 @@ codes! {
     ClusterInfo = "cluster-info", Retry;
     /// Pods stay on the node for longer than a drain may take.
     DrainBlocked = "drain-blocked", Operator;
+    /// The host daemon did not ask for what it takes to join.
+    JoinNotAsked = "join-not-asked", Retry;
+    /// The host lacks what a join needs.
+    JoinPrerequisites = "join-prerequisites", Retry;
+    /// The host's clock is wrong.
+    JoinClock = "join-clock", Retry;
+    /// The host's kubelet or kubeadm does not fit the cluster's version.
+    JoinVersionSkew = "join-version-skew", Retry;
+    /// The host does not reach the cluster's API server.
+    JoinUnreachable = "join-unreachable", Retry;
+    /// What answers the host at the endpoint is not the cluster.
+    JoinCertificate = "join-certificate", Retry;
+    /// The cluster's CA is not the one that was pinned.
+    JoinCaMismatch = "join-ca-mismatch", Retry;
+    /// The bootstrap token is not known to the cluster, or not signed for.
+    JoinTokenRefused = "join-token-refused", Retry;
+    /// The cluster lets bootstrap tokens do less than a join needs.
+    JoinForbidden = "join-forbidden", Retry;
+    /// The cluster's kubelet configuration cannot be used by this host's kubelet.
+    JoinKubeletConfiguration = "join-kubelet-configuration", Retry;
+    /// The kubelet does not stay up.
+    JoinKubelet = "join-kubelet", Retry;
+    /// Nobody approved or signed the kubelet's certificate.
+    JoinCsrPending = "join-csr-pending", Retry;
+    /// Somebody denied the kubelet's certificate.
+    JoinCsrDenied = "join-csr-denied", Retry;
+    /// There is a Node of that name, and it is not this host.
+    JoinNodeExists = "join-node-exists", Retry;
+    /// No Node appeared.
+    JoinNodeAbsent = "join-node-absent", Retry;
+    /// The Node is another machine, or of an earlier boot.
+    JoinNodeOther = "join-node-other", Retry;
+    /// The Node did not become ready.
+    JoinNotReady = "join-not-ready", Retry;
+    /// `kubeadm join` failed in a way that has no name here.
+    JoinFailed = "join-failed", Retry;
     /// Something that should not happen.
     Internal = "internal", Bug;
+}
+
+impl Code {
+    /// Whether it is of the way into a cluster or out of it: nothing is given up there, since what
+    /// is missing is most often the cluster's.
+    pub fn concerns_joining(self) -> bool {
+        self.ends_an_attempt_to_join() || self.as_str().starts_with("cluster-")
+    }
+
+    /// Whether it is of one attempt to join, and the next is another.
+    pub fn ends_an_attempt_to_join(self) -> bool {
+        self.as_str().starts_with("join-")
+    }
 }
 
 impl fmt::Display for Code {

@@ -22,7 +22,8 @@ const UNITS: &str = "/etc/systemd/system";
 /// Largest agent binary.
 const BINARY_LIMIT: u64 = 64 << 20;
 
-/// The unit. The daemon reads the system and writes its own two folders, nothing else.
+/// The unit. The daemon reads the system and writes its own three folders, nothing else; systemd
+/// runs kubeadm beside it.
 const UNIT: &str = "\
 [Unit]
 Description=Ferrite host daemon
@@ -36,6 +37,8 @@ Restart=always
 RestartSec=5
 StateDirectory=ferrite
 StateDirectoryMode=0700
+RuntimeDirectory=ferrite
+RuntimeDirectoryMode=0700
 ProtectSystem=strict
 ReadWritePaths=/etc/ferrite
 ProtectHome=yes

@@ -1,16 +1,18 @@
 //! The host daemon: on the deployed OS, in touch with the conductor for as long as it runs.
 //!
-//! It makes its own key, has it known by a one-time credential, and then only reports. It is
-//! never called, opens no port, and runs nothing that anybody sends.
+//! It makes its own key, has it known by a one-time credential, and then only reports; and it runs
+//! `kubeadm join` when the conductor says that this host joins a cluster. It is never called,
+//! opens no port, and runs nothing that anybody sends.
 
 mod cloud_init;
 pub(crate) mod contact;
 pub(crate) mod install;
+mod join;
 mod keep;
 mod report;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -20,6 +22,7 @@ use ferrite_proto::agent_api::{
 use ferrite_proto::secret::Secret;
 
 use self::contact::{Call, Contact};
+use self::join::Joining;
 use crate::conductor::{CallError, Conductor};
 use crate::ramdisk::worker::identity;
 use crate::root::Root;
@@ -65,9 +68,10 @@ fn serve(args: &DaemonArgs) -> anyhow::Result<()> {
         .with_context(|| format!("keeping the daemon's key in {}", args.state.display()))?;
     let conductor = Conductor::new(&config.url, config.ca)?;
     tracing::info!(host = %config.host, conductor = %conductor.url(), "host daemon started");
-    let mut daemon = Daemon::new(Root::system(), conductor, config, args.config.clone(), key);
+    let mut daemon = Daemon::new(Root::system(), conductor, config, args, key);
     loop {
-        std::thread::sleep(daemon.round());
+        let next = Instant::now() + daemon.round();
+        daemon.tend_until(next);
     }
 }
 
@@ -77,6 +81,7 @@ struct Daemon {
     conductor: Conductor,
     contact: Contact,
     config_path: PathBuf,
+    joining: Joining,
 }
 
 impl Daemon {
@@ -84,14 +89,27 @@ impl Daemon {
         root: Root,
         conductor: Conductor,
         config: DaemonConfig,
-        config_path: PathBuf,
+        args: &DaemonArgs,
         key: Secret<String>,
     ) -> Self {
         Self {
+            joining: Joining::new(root.clone(), &args.state),
             root,
             conductor,
             contact: Contact::new(config, key),
-            config_path,
+            config_path: args.config.clone(),
+        }
+    }
+
+    /// Waits for the next check-in, and passes on meanwhile what a join has to say.
+    fn tend_until(&mut self, next: Instant) {
+        loop {
+            let soon = self.joining.tend(&self.conductor, self.contact.key());
+            let left = next.saturating_duration_since(Instant::now());
+            std::thread::sleep(soon.map_or(left, |soon| soon.min(left)));
+            if Instant::now() >= next {
+                return;
+            }
         }
     }
 
@@ -130,6 +148,8 @@ impl Daemon {
         {
             tracing::warn!(%error, "the used credential could not be taken out of the config file");
         }
+        self.joining
+            .ordered(reply.join, &self.conductor, self.contact.key());
         Ok(self.contact.checked_in(&reply, report.cloud_init.stage))
     }
 }
@@ -160,7 +180,12 @@ mod tests {
         }
         let config = keep::read_config(&path).unwrap();
         let key = keep::key(folder).unwrap();
-        Daemon::new(Root::at(folder), conductor, config, path, key)
+        let args = DaemonArgs {
+            action: None,
+            config: path,
+            state: folder.to_owned(),
+        };
+        Daemon::new(Root::at(folder), conductor, config, &args, key)
     }
 
     #[test]

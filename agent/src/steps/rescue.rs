@@ -17,6 +17,7 @@ use nix::mount::MsFlags;
 use super::Context;
 use crate::inspect;
 use crate::kernel::Mount;
+use crate::listeners;
 use crate::ramdisk::modules::Modules;
 use crate::root::Root;
 
@@ -72,7 +73,7 @@ pub(crate) fn run(
     terminals(context).map_err(|e| failed("terminals", &e))?;
     file_systems(context);
     let host_keys = host_key().map_err(|e| failed("host key", &e))?;
-    if !listens(root) {
+    if !listeners::on(root, PORT) {
         serve(root).map_err(|e| failed(SERVER, &e))?;
     }
     let nics = inspect::inspect(root).nics;
@@ -187,7 +188,7 @@ fn serve(root: &Root) -> io::Result<()> {
         .stdout(Stdio::null())
         .spawn()?;
     let started = Instant::now();
-    while !listens(root) {
+    while !listeners::on(root, PORT) {
         if let Some(status) = server.try_wait()? {
             return Err(io::Error::other(format!("it ended with {status}")));
         }
@@ -201,23 +202,6 @@ fn serve(root: &Root) -> io::Result<()> {
     }
     // It outlives this step, and the worker: PID 1 reaps it.
     Ok(())
-}
-
-/// Whether somebody listens on the port. Not asked by a connection: there may be no loopback.
-fn listens(root: &Root) -> bool {
-    let tables = ["/proc/net/tcp", "/proc/net/tcp6"];
-    let table = |path: &&str| root.text(path).is_ok_and(|text| has_listener(&text, PORT));
-    tables.iter().any(table)
-}
-
-/// See proc(5): the second column is the local address, the fourth the state, 0A is `LISTEN`.
-fn has_listener(table: &str, port: u16) -> bool {
-    let end = format!(":{port:04X}");
-    table.lines().any(|line| {
-        let mut columns = line.split_whitespace().skip(1);
-        let local = columns.next().is_some_and(|local| local.ends_with(&end));
-        local && columns.nth(1) == Some("0A")
-    })
 }
 
 #[cfg(test)]
@@ -274,15 +258,6 @@ mod tests {
         assert!(check("$6$a:0:0\nx::0:0", &[]).is_err());
         assert!(check("$6$a$b", &["a\nb".into()]).is_err());
         assert!(check("$6$a$b", &vec!["k".to_owned(); 33]).is_err());
-    }
-
-    #[test]
-    fn a_listener_is_found_in_the_kernels_table() {
-        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when\n   \
-                     0: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000\n";
-        assert!(has_listener(table, 22));
-        assert!(!has_listener(table, 23));
-        assert!(!has_listener(&table.replace(" 0A ", " 01 "), 22));
     }
 
     #[test]

@@ -66,6 +66,8 @@ pub(crate) const TABLE: &[Line] = &[
     line("POST", "/v1/agent/poll", Who::Agent),
     line("POST", "/v1/daemon/enroll", Who::Anyone),
     line("POST", "/v1/daemon/check-in", Who::Daemon),
+    line("POST", "/v1/daemon/join", Who::Daemon),
+    line("POST", "/v1/daemon/join-report", Who::Daemon),
 
     view("GET", "/v1/hosts", Scope::Any),
     operate("POST", "/v1/hosts", Scope::Body),

@@ -35,7 +35,7 @@ pub(crate) async fn check(
             "give it as `kubelet --version` prints it: v1.34.1",
         )));
     }
-    Ok(Json(app.clusters.check(&name, kubelet).await?))
+    Ok(Json(app.world.clusters.check(&name, kubelet).await?))
 }
 
 /// `GET /v1/clusters/{name}/check`
@@ -43,7 +43,7 @@ pub(crate) async fn last_check(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Answer<ClusterReport> {
-    let report = app.clusters.report(&name).ok_or_else(|| {
+    let report = app.world.clusters.report(&name).ok_or_else(|| {
         Problem::new(
             Code::NotFound,
             format!("this conductor has not checked a cluster {name:?} since it started"),

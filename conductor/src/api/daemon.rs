@@ -104,6 +104,7 @@ pub(crate) async fn check_in(
     crash::point(Work::CheckIn, Moment::After);
     Ok(Json(CheckInReply {
         check_in_seconds: interval(&app, &stored.record),
+        join: super::joining::order(&stored.record),
     }))
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod events;
 pub(crate) mod hosts;
 pub(crate) mod idempotency;
 pub(crate) mod images;
+mod joining;
 pub(crate) mod limits;
 pub(crate) mod list;
 pub(crate) mod openapi;
@@ -44,6 +45,7 @@ use axum::{Extension, Json, Router};
 use ferrite_proto::agent_api;
 use ferrite_proto::catalog::{Image, Profile};
 use ferrite_proto::cluster::Cluster;
+use ferrite_proto::join::{JOIN, JOIN_REPORT};
 use ferrite_proto::problem::{Code, Problem};
 
 use self::arrival::Bodies;
@@ -59,7 +61,6 @@ use crate::access::registry::Registry;
 use crate::access::table::TABLE;
 use crate::boots::Boots;
 use crate::cli::client::VERSION_HEADER;
-use crate::cluster::Clusters;
 use crate::hosts::Hosts;
 use crate::images::Images;
 use crate::lifecycle::driver::Driver;
@@ -85,8 +86,6 @@ pub(crate) struct App {
     pub(crate) boots: Arc<Boots>,
     /// Limits, and how we are reached.
     pub(crate) world: Arc<World>,
-    /// Where hosts join.
-    pub(crate) clusters: Arc<Clusters>,
     /// Goes round for new hosts, too.
     pub(crate) driver: Arc<Driver>,
     /// Hex SHA-256 of the operators' token.
@@ -137,10 +136,6 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/openapi.json", get(openapi::serve))
         .merge(seeing_routes())
         .merge(access_routes());
-    let poll = Router::new()
-        .route(agent_api::POLL, post(agent::poll))
-        .layer(DefaultBodyLimit::max(POLL_BODY));
-    let check_in = Router::new().route(agent_api::CHECK_IN, post(daemon::check_in));
     let strangers = Router::new()
         .route(agent_api::HELLO, post(agent::hello))
         .route(agent_api::ENROLL, post(daemon::enroll))
@@ -153,10 +148,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             Keys::new(Arc::clone(&app)),
             idempotency::once,
         ))
-        .merge(check_in)
+        .merge(daemon_routes())
         .layer(DefaultBodyLimit::max(BODY))
         .merge(strangers)
-        .merge(poll)
+        .merge(poll_route())
         .merge(files())
         .fallback(nothing_here)
         .layer(Extension(Watchers::default()))
@@ -188,6 +183,20 @@ fn files() -> Router<Arc<App>> {
     Router::new()
         .route("/v1/images/{name}/content", put(images::upload))
         .route("/images/{file}", get(images::file))
+}
+
+fn daemon_routes() -> Router<Arc<App>> {
+    Router::new()
+        .route(agent_api::CHECK_IN, post(daemon::check_in))
+        .route(JOIN, post(joining::material))
+        .route(JOIN_REPORT, post(joining::report))
+}
+
+/// What an agent reports may be long.
+fn poll_route() -> Router<Arc<App>> {
+    Router::new()
+        .route(agent_api::POLL, post(agent::poll))
+        .layer(DefaultBodyLimit::max(POLL_BODY))
 }
 
 fn seeing_routes() -> Router<Arc<App>> {

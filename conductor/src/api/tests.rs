@@ -96,15 +96,15 @@ impl Conductor {
             limits: Limits::default(),
             reach,
             iso_url: Box::new(|_| None),
+            clusters: Arc::new(crate::cluster::Clusters::new(
+                hosts.documents(),
+                ferrite_proto::address::Policy::Others,
+            )),
             connect: Box::new(move |_, _| Ok(Box::new(Obedient(Arc::clone(&power))))),
         });
         let stop = CancellationToken::new();
         let driver = Arc::new(Driver::start(Arc::clone(&world), stop.clone()));
         let app = App {
-            clusters: Arc::new(crate::cluster::Clusters::new(
-                hosts.documents(),
-                ferrite_proto::address::Policy::OthersAndLoopback,
-            )),
             hosts,
             images: crate::images::Images::for_tests(),
             boots,
@@ -239,6 +239,8 @@ async fn everything_is_denied_without_the_right_token_and_every_error_is_a_probl
         ("GET", "/v1/version"),
         ("POST", "/v1/agent/poll"),
         ("POST", "/v1/daemon/check-in"),
+        ("POST", "/v1/daemon/join"),
+        ("POST", "/v1/daemon/join-report"),
     ] {
         let body = json!({"sequence": 1, "reports": []});
         for token in ["", "wrong"] {

@@ -191,6 +191,9 @@ pub(crate) enum HostCommand {
         /// Its name.
         #[arg(add = super::complete::hosts())]
         name: String,
+        /// Take it back although pods still run on it.
+        #[arg(long)]
+        no_drain: bool,
         /// Follow it until it is available.
         #[arg(long)]
         wait: bool,
@@ -422,6 +425,9 @@ pub(crate) struct Provision {
     /// How the OS is started.
     #[arg(long, value_parser = word::<BootMethod>, value_name = "kexec|reboot")]
     pub(crate) boot_method: Option<BootMethod>,
+    /// The cluster that it joins.
+    #[command(flatten)]
+    pub(crate) join: super::join::JoinArgs,
     /// Follow it until it is provisioned.
     #[arg(long)]
     pub(crate) wait: bool,

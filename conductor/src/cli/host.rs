@@ -18,7 +18,7 @@ use serde_json::to_value;
 
 use super::args::{Add, Common, Data, HostCommand, ImageArgs, Output, Provision, Set};
 use super::client::Client;
-use super::{import, print, print_value, show, timeline, watch};
+use super::{import, join, print, print_value, show, timeline, watch};
 
 /// Bytes of a file that is sent along.
 const FILE_LIMIT: u64 = 512 * 1024;
@@ -47,10 +47,11 @@ pub(crate) async fn run(
         HostCommand::Import(asked) => return import::run(client, asked, output).await,
         HostCommand::Provision(asked) => return provision(client, *asked, output).await,
         HostCommand::Set(set) => return self::set(client, *set, output).await,
-        HostCommand::Deprovision { name, wait } => {
-            let call = path(&name, "/deprovision");
-            return changed(client, &call, wait, output).await;
-        }
+        HostCommand::Deprovision {
+            name,
+            no_drain,
+            wait,
+        } => return deprovision(client, &name, no_drain, wait, output).await,
         HostCommand::Retry { name } => {
             return changed(client, &path(&name, "/retry"), false, output).await;
         }
@@ -193,6 +194,19 @@ async fn set(client: &Client, set: Set, output: Output) -> anyhow::Result<ExitCo
     follow(client, &host, false, output).await
 }
 
+async fn deprovision(
+    client: &Client,
+    name: &str,
+    no_drain: bool,
+    wait: bool,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    if no_drain {
+        join::skip_drain(client, name).await?;
+    }
+    changed(client, &path(name, "/deprovision"), wait, output).await
+}
+
 async fn provision(client: &Client, asked: Provision, output: Output) -> anyhow::Result<ExitCode> {
     if let Some(image) = &asked.image_name {
         let host = provision_by_name(client, &asked, image).await?;
@@ -207,6 +221,7 @@ async fn provision(client: &Client, asked: Provision, output: Output) -> anyhow:
         secrets: asked.data.read()?,
         root_device_hints: (!hints.is_empty()).then_some(hints),
         boot_method: asked.boot_method,
+        join: asked.join.spec()?,
     };
     let call = path(&asked.name, "/provision");
     let host: Host = client.send(Method::POST, &call, &request).await?;
@@ -292,7 +307,7 @@ impl Data {
     }
 }
 
-fn pair(text: &str) -> anyhow::Result<(String, String)> {
+pub(super) fn pair(text: &str) -> anyhow::Result<(String, String)> {
     let (key, value) = text
         .split_once('=')
         .with_context(|| format!("{text:?} is not KEY=VALUE"))?;

@@ -20,6 +20,7 @@ mod get;
 mod host;
 mod image;
 mod import;
+mod join;
 pub(crate) mod kind;
 mod log;
 mod manifest;

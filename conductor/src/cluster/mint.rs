@@ -45,14 +45,10 @@ pub(crate) struct Material {
     pub(crate) token: Secret<String>,
     /// To revoke it by.
     pub(crate) token_id: String,
-    /// The cluster's CA.
-    pub(crate) ca_pem: String,
     /// Its pins: `sha256:…`.
     pub(crate) ca_hashes: Vec<String>,
     /// `v1.34.1`.
     pub(crate) kubernetes_version: String,
-    /// The token's end.
-    pub(crate) expires: Timestamp,
 }
 
 /// `cluster-info`, as anybody may read it.
@@ -96,10 +92,8 @@ impl Clusters {
             endpoint: place.host_port(),
             token: token.whole(),
             token_id: token.id,
-            ca_pem: place.ca.clone(),
             ca_hashes: token::pins(&place.ca),
             kubernetes_version: version,
-            expires,
         })
     }
 

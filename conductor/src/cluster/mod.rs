@@ -35,9 +35,7 @@ use self::wire::Wire;
 use crate::documents::Documents;
 use crate::store::{Document, Revision};
 
-#[expect(unused_imports, reason = "the lifecycle's joining uses them")]
 pub(crate) use self::{
-    drain::Drained,
     mint::{HostRun, Material},
     node::{CsrState, Node, Ready, Taint},
 };
@@ -120,6 +118,13 @@ impl Clusters {
     pub(crate) fn report(&self, cluster: &str) -> Option<ClusterReport> {
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         reports.get(cluster).cloned()
+    }
+
+    /// Whether a host that is to join could, before anything of it is touched.
+    pub(crate) async fn can_join(&self, cluster: &str) -> Result<(), Problem> {
+        let place = self.find(cluster).await?;
+        place.obstacle()?;
+        mint::version(&place).await.map(drop)
     }
 
     fn document(&self, cluster: &str) -> Result<Arc<Document>, Problem> {

@@ -163,13 +163,6 @@ impl Clusters {
         change(&place.wire, cluster, node, cordoned).await
     }
 
-    /// New pods may come again.
-    pub(crate) async fn uncordon(&self, cluster: &str, node: &str) -> Result<(), Problem> {
-        let place = self.place(cluster).await?;
-        let open = |_: &Value| json!({"spec": {"unschedulable": null}});
-        change(&place.wire, cluster, node, open).await
-    }
-
     /// Names of the volumes that are attached to a node.
     pub(crate) async fn volume_attachments(
         &self,

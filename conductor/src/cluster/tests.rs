@@ -412,15 +412,6 @@ async fn a_node_is_seen_labelled_cordoned_and_removed() {
         [taint("kept", "1"), taint("old", "2"), taint("new", "")]
     );
     assert!(seen.unschedulable && seen.lease_renewed.is_some() && seen.ready.is_none());
-    clusters.uncordon("c", "n1").await.unwrap();
-    assert!(
-        !clusters
-            .node("c", "n1")
-            .await
-            .unwrap()
-            .unwrap()
-            .unschedulable
-    );
 
     let other = clusters
         .delete_node("c", "n1", Some("another"))

@@ -29,6 +29,9 @@ use crate::store::{AuditEntry, Entries, Stored};
 /// Failures of an action after which a host is let go of all the same.
 const DELETE_ATTEMPTS: u32 = 3;
 
+/// Longest pause before a cluster is tried again: whoever mends it does not want to wait.
+const CLUSTER_PAUSE: Duration = Duration::from_secs(20);
+
 /// A record in the course of being changed.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Change {
@@ -214,12 +217,19 @@ impl Change {
         // Nobody waits for a host at rest, and letting go gives up by itself: both go on trying.
         let state = self.record.state();
         let at_rest = matches!(state, HostState::Available | HostState::Provisioned);
-        let goes_on = attempts < limits.max_attempts || at_rest;
+        let of_cluster = problem.code.concerns_joining();
+        let goes_on = attempts < limits.max_attempts || at_rest || of_cluster;
         let retries = match problem.class() {
             Class::Retry => goes_on,
             Class::Operator | Class::Bug => state == HostState::Deleting,
         };
-        let retry_at = retries.then(|| self.now + backoff(limits, attempts));
+        let pause = backoff(limits, attempts);
+        let pause = if of_cluster {
+            pause.min(CLUSTER_PAUSE)
+        } else {
+            pause
+        };
+        let retry_at = retries.then(|| self.now + pause);
         self.event("error", format!("{problem} (attempt {attempts})"));
         self.consequences(problem.code, attempts);
         self.record.host.status.waiting_for = None;
@@ -238,6 +248,11 @@ impl Change {
                 self.stages().give_up("no hello");
             }
             Code::StepTimeout => self.drop_agent("step outlived its time limit"),
+            code if code.ends_an_attempt_to_join() => {
+                if let Some(joining) = &mut self.record.run.joining {
+                    joining.failed = true;
+                }
+            }
             _ => {}
         }
         if self.record.state() == HostState::Deleting && attempts >= DELETE_ATTEMPTS {
@@ -248,12 +263,17 @@ impl Change {
     /// A BMC that does not obey must not keep a host from being deleted.
     fn give_up_letting_go(&mut self) {
         if let Some(deletion) = &mut self.record.run.deletion {
-            if deletion.powered_off {
-                deletion.released = true;
-            } else {
+            let what = if !deletion.powered_off {
                 deletion.powered_off = true;
-            }
-            self.event("alarm", "let go without the BMC's consent");
+                "let go without the BMC's consent"
+            } else if !deletion.released {
+                deletion.released = true;
+                "let go without the BMC's consent"
+            } else {
+                self.record.run.joining = None;
+                "let go although its Node may still be in the cluster"
+            };
+            self.event("alarm", what);
         }
     }
 
@@ -526,7 +546,10 @@ impl Change {
     /// The steps of the state begin.
     pub(crate) fn begin_steps(&mut self, kind: Kind) {
         let mut steps = self.record.run.chosen.clone();
+        let joins = kind == Kind::Deploy && self.record.host.spec.join.is_some();
+        steps.extend(joins.then_some(StepName::CheckCluster));
         steps.extend_from_slice(kind.steps());
+        steps.extend(joins.then_some(StepName::Join));
         self.record.run.workflow = Some(Workflow::of(kind, &steps));
     }
 
@@ -557,7 +580,9 @@ impl Change {
             | StepName::ReleaseBoot
             | StepName::Boot
             | StepName::AwaitOs
-            | StepName::Rescue => {}
+            | StepName::Rescue
+            | StepName::CheckCluster
+            | StepName::Join => {}
         }
         self.record.host.status.step = Some(ferrite_proto::host::RunningStep {
             order: number,

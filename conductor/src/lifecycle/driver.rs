@@ -11,8 +11,10 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::at_cluster;
 use super::change::Change;
 use super::execute::{self, BmcClient, World};
+use super::joining::JoinAction;
 use super::plan::{Action, Decision, plan};
 use super::turns::{Answer, Demand, Switching};
 use crate::clock;
@@ -300,7 +302,7 @@ impl HostTask {
                     None => return Ok(Turn::Wait(None)),
                 }
             }
-            Next::Outside(_) | Next::Turn(..) => {
+            Next::Outside(_) | Next::AtCluster(_) | Next::Turn(..) => {
                 wake(&world, &world.hosts.turns().power_done(&self.name));
                 None
             }
@@ -313,10 +315,14 @@ impl HostTask {
     async fn take(&mut self, stored: &Stored, next: Next) -> Result<Turn, Problem> {
         match next {
             Next::Turn(turn, done) => {
-                mark(done, Moment::After);
+                crash::passing(done, Moment::After);
                 Ok(turn)
             }
             Next::Outside(action) => self.act(stored, action).await,
+            Next::AtCluster(action) => {
+                at_cluster::act(&self.world, stored, action).await?;
+                Ok(Turn::Again)
+            }
         }
     }
 
@@ -340,18 +346,13 @@ impl HostTask {
 enum Next {
     Turn(Turn, Option<Point>),
     Outside(Action),
+    AtCluster(JoinAction),
 }
 
 /// Something is changed, and about to be stored.
 fn again(done: Option<Point>) -> Next {
-    mark(done, Moment::Before);
+    crash::passing(done, Moment::Before);
     Next::Turn(Turn::Again, done)
-}
-
-fn mark(done: Option<Point>, moment: Moment) {
-    if let Some(work) = done {
-        crash::point(work, moment);
-    }
 }
 
 /// Decides on the record of this very transaction, and changes it where that is all there is to do.
@@ -380,8 +381,9 @@ fn decide(change: &mut Change, world: &World) -> Next {
         }
         Decision::Do(Action::Admit(work)) => ask_for_turn(change, world, work),
         Decision::Do(action) if execute::in_place(change, action, world) => {
-            again(Some(action.into()))
+            again(Point::doing(action))
         }
+        Decision::Do(Action::Join(action)) => Next::AtCluster(action),
         Decision::Do(action) => Next::Outside(action),
     }
 }

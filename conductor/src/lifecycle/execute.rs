@@ -11,13 +11,15 @@ use jiff::Timestamp;
 use super::StepName;
 use super::change::{Change, NewTicket};
 use super::image::Wanted;
+use super::joining::JoinAction;
 use super::order::{self, Reach};
 use super::plan::Action;
 use super::record::{BootPhase, Limits};
 use crate::actor::Actor;
 use crate::bmc::{Bmc, BmcError, BootDevice, PowerAction};
 use crate::clock;
-use crate::crash::{self, Moment};
+use crate::cluster::Clusters;
+use crate::crash::{self, Moment, Work};
 use crate::hosts::Hosts;
 use crate::seeing::measured::Measured;
 use crate::store::Stored;
@@ -42,6 +44,8 @@ pub(crate) struct World {
     pub(crate) iso_url: IsoUrl,
     /// Opens BMCs.
     pub(crate) connect: Connect,
+    /// The clusters that hosts join.
+    pub(crate) clusters: Arc<Clusters>,
 }
 
 impl fmt::Debug for World {
@@ -102,7 +106,9 @@ pub(crate) fn in_place(change: &mut Change, action: Action, world: &World) -> bo
         Action::Propose(step) => change.propose(step),
         Action::Rest => change.rest(limits),
         Action::EndOperation => change.end_operation(),
-        Action::Identify
+        Action::Join(JoinAction::Begin) => change.begin_joining(),
+        Action::Join(_)
+        | Action::Identify
         | Action::ReadPower
         | Action::InsertMedia
         | Action::SetBootOnce
@@ -144,10 +150,11 @@ pub(crate) async fn outside(
     action: Action,
 ) -> Result<(), Problem> {
     let name = &stored.record.host.name;
-    crash::point(action.into(), Moment::Before);
+    let work = Work::doing(action);
+    crash::passing(work, Moment::Before);
     if action == Action::Remove {
         world.hosts.remove(name, &Actor::Conductor).await?;
-        crash::point(action.into(), Moment::After);
+        crash::passing(work, Moment::After);
         return Ok(());
     }
     let asked = clock::now();
@@ -155,7 +162,7 @@ pub(crate) async fn outside(
         Ok(client) => act(client, world, stored, action).await,
         Err(problem) => Err(problem),
     };
-    crash::point(action.into(), Moment::Acted);
+    crash::passing(work, Moment::Acted);
     let limits = &world.limits;
     let noted = world
         .hosts
@@ -167,7 +174,7 @@ pub(crate) async fn outside(
             Ok(())
         })
         .await;
-    crash::point(action.into(), Moment::After);
+    crash::passing(work, Moment::After);
     noted.map(|_| ())
 }
 
@@ -230,6 +237,7 @@ async fn act(
         | Action::Propose(_)
         | Action::Rest
         | Action::EndOperation
+        | Action::Join(_)
         | Action::Remove => {}
     }
     Ok(NOTHING)

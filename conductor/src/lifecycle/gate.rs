@@ -72,9 +72,9 @@ impl View<'_> {
         let flow = self.record.run.workflow.as_ref();
         let step = flow.and_then(Workflow::current);
         let under_way =
-            !self.is_between_steps() || step.is_some_and(|step| step.name == StepName::AwaitOs);
+            !self.is_between_steps() || step.is_some_and(|step| is_of_the_os(step.name));
         match decision {
-            Decision::Do(Action::OsIsUp | Action::Cancel | Action::Rest)
+            Decision::Do(Action::OsIsUp | Action::Cancel | Action::Rest | Action::Join(_))
             | Decision::Go(HostState::Provisioned) => decision,
             Decision::Wait { .. } | Decision::Fail(_) | Decision::Do(Action::ReadPower)
                 if under_way =>
@@ -89,7 +89,7 @@ impl View<'_> {
 
     /// What must be before a step is begun: no protection, an approval, and the host's turn.
     pub(super) fn before_step(&self, flow: &Workflow, step: StepRun) -> Option<Decision> {
-        if flow.outstanding().is_some() || step.name == StepName::AwaitOs {
+        if flow.outstanding().is_some() || is_of_the_os(step.name) {
             return None;
         }
         let held = self.protection(step).or_else(|| self.approval(flow));
@@ -155,6 +155,11 @@ impl View<'_> {
             agent @ (Agent::InTouch { .. } | Agent::Absent | Agent::Silent) => agent,
         }
     }
+}
+
+/// Whether it is the OS that is at work, and nobody's turn is waited for.
+const fn is_of_the_os(step: StepName) -> bool {
+    matches!(step, StepName::AwaitOs | StepName::Join)
 }
 
 /// What a workflow counts as among the hosts of its group. Rescue does not wait.

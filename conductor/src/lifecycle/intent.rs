@@ -1,10 +1,13 @@
 //! What people ask of a host, as changes of its record. Pure; refusals are problems.
 
+use std::collections::BTreeMap;
+
 use ferrite_proto::address::Policy;
 use ferrite_proto::api::Provision;
 use ferrite_proto::host::{
     BootVia, Host, HostManifest, HostSecrets, HostSpec, HostState, HostStatus,
 };
+use ferrite_proto::join::JoinSpec;
 use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::resource::{DEFAULT_PROJECT, Metadata, ResourceVersion};
 use jiff::Timestamp;
@@ -69,6 +72,7 @@ const fn new_status(now: Timestamp) -> HostStatus {
         image: None,
         image_written: None,
         booted_by: None,
+        join: None,
         operation: None,
         plan: None,
         turn: None,
@@ -98,6 +102,8 @@ impl Change {
         spec.image_name = None;
         spec.root_device_hints = asked.root_device_hints.unwrap_or(spec.root_device_hints);
         spec.boot_method = asked.boot_method.unwrap_or(spec.boot_method);
+        spec.join = asked.join.or(spec.join);
+        check_values(&spec)?;
         let mut secrets = self.kept.host.clone();
         merge_secrets(&mut secrets, asked.secrets);
         let same = spec == self.record.host.spec && secrets == self.kept.host;
@@ -314,6 +320,12 @@ fn deployed_alike(old: &HostSpec, new: &HostSpec) -> bool {
         && old.root_device_hints == new.root_device_hints
         && old.root_device_default == new.root_device_default
         && old.boot_method == new.boot_method
+        && cluster_of(old) == cluster_of(new)
+}
+
+/// Another cluster is another deployment: what runs there cannot be carried over.
+fn cluster_of(spec: &HostSpec) -> Option<&str> {
+    spec.join.as_ref().map(|join| join.cluster.as_str())
 }
 
 fn invalid(message: impl Into<String>, advice: impl Into<String>) -> Problem {
@@ -344,15 +356,7 @@ pub(crate) fn check_metadata(metadata: &Metadata) -> Result<(), Problem> {
     if let Some(project) = &metadata.project {
         check_name(project)?;
     }
-    for (key, value) in &metadata.labels {
-        if !is_key(key) || !(value.is_empty() || is_word(value, 63)) {
-            return Err(invalid(
-                format!("metadata.labels: {key:?}: {value:?} cannot be a label"),
-                "use A-Z, a-z, 0-9, -, _ and . (not first or last), at most 63; a key may have a \
-                 prefix and a slash",
-            ));
-        }
-    }
+    check_pairs("metadata.labels", &metadata.labels)?;
     let annotations = &metadata.annotations;
     let bytes: usize = annotations.iter().map(|(k, v)| k.len() + v.len()).sum();
     if bytes > ANNOTATIONS || !annotations.keys().all(|key| is_key(key)) {
@@ -362,6 +366,21 @@ pub(crate) fn check_metadata(metadata: &Metadata) -> Result<(), Problem> {
         ));
     }
     Ok(())
+}
+
+/// Keys and values as Kubernetes has them, of labels and of taints.
+fn check_pairs(field: &str, pairs: &BTreeMap<String, String>) -> Result<(), Problem> {
+    let bad = |(key, value): &(&String, &String)| {
+        !is_key(key) || !(value.is_empty() || is_word(value, 63))
+    };
+    let Some((key, value)) = pairs.iter().find(bad) else {
+        return Ok(());
+    };
+    Err(invalid(
+        format!("{field}: {key:?}: {value:?} cannot be a label"),
+        "use A-Z, a-z, 0-9, -, _ and . (not first or last), at most 63; a key may have a prefix \
+         and a slash",
+    ))
 }
 
 fn is_key(key: &str) -> bool {
@@ -409,6 +428,10 @@ pub(crate) fn check_values(spec: &HostSpec) -> Result<(), Problem> {
             .map_err(|error| invalid(error.to_string(), "correct spec.image"))?;
     }
     check_name(&spec.group)?;
+    if let Some(join) = &spec.join {
+        check_name(&join.cluster)?;
+        check_node(join)?;
+    }
     if !(-1000..=1000).contains(&spec.priority) {
         return Err(invalid(
             format!("spec.priority is {}", spec.priority),
@@ -428,6 +451,22 @@ pub(crate) fn check_values(spec: &HostSpec) -> Result<(), Problem> {
                 "give one line of at most 500 characters",
             ));
         }
+    }
+    Ok(())
+}
+
+/// Labels and taints that an API server would refuse are refused before a disk is written.
+fn check_node(join: &JoinSpec) -> Result<(), Problem> {
+    check_pairs("spec.join.node_labels", &join.node_labels)?;
+    for taint in &join.node_taints {
+        let pair = BTreeMap::from([(taint.key.clone(), taint.value.clone())]);
+        check_pairs("spec.join.node_taints", &pair)?;
+    }
+    if join.node_labels.len().max(join.node_taints.len()) > 64 {
+        return Err(invalid(
+            "spec.join has more than 64 labels or taints",
+            "set the others in the cluster",
+        ));
     }
     Ok(())
 }

@@ -30,6 +30,9 @@
 //! beside it, with the time of the next attempt, or none when a person is needed. So do
 //! operations (`operate.rs`, `operations.rs`), and what holds a host (`gate.rs`).
 
+mod at_cluster;
+#[cfg(test)]
+mod bench;
 pub(crate) mod change;
 pub(crate) mod driver;
 pub(crate) mod execute;
@@ -39,6 +42,9 @@ pub(crate) mod gate;
 mod guide;
 pub(crate) mod image;
 pub(crate) mod intent;
+pub(crate) mod joining;
+#[cfg(test)]
+mod joining_tests;
 pub(crate) mod operate;
 mod operations;
 #[cfg(test)]

@@ -84,7 +84,9 @@ pub(crate) fn step(
             method: deployment.method,
         }),
         StepName::Rescue => rescue(kept),
-        StepName::ReleaseBoot | StepName::AwaitOs => Err(bug("this step is not the agent's")),
+        StepName::ReleaseBoot | StepName::AwaitOs | StepName::CheckCluster | StepName::Join => {
+            Err(bug("this step is not the agent's"))
+        }
     }
 }
 

@@ -6,11 +6,13 @@
 use std::time::Duration;
 
 use ferrite_proto::host::{BootVia, HostState, Power};
+use ferrite_proto::join::JoinPhase;
 use ferrite_proto::operation::Work;
 use ferrite_proto::problem::{Code, Problem};
 use jiff::Timestamp;
 
 use super::image::Wanted;
+use super::joining::JoinAction;
 use super::record::{BootPhase, Deployment, Observed, RamdiskBoot, Record, Session};
 use super::{Kind, Place, StepName, StepRun, StepState, Workflow};
 use crate::guard::{self, Guard};
@@ -86,6 +88,8 @@ pub(crate) enum Action {
     Rest,
     /// The operation is over.
     EndOperation,
+    /// Something at its cluster.
+    Join(JoinAction),
     /// Forget the host.
     Remove,
 }
@@ -131,6 +135,9 @@ impl View<'_> {
         }
         if let Some(decision) = self.aborting() {
             return decision;
+        }
+        if let Some(revoke) = self.spent_token() {
+            return revoke;
         }
         if let Some(wait) = self.held_by_error() {
             return wait;
@@ -196,7 +203,7 @@ impl View<'_> {
     }
 
     /// From when a limit counts: time in which the clock was set does not.
-    fn counted(&self, at: Timestamp) -> Timestamp {
+    pub(super) fn counted(&self, at: Timestamp) -> Timestamp {
         self.seen.steady_since.map_or(at, |steady| at.max(steady))
     }
 
@@ -328,8 +335,18 @@ impl View<'_> {
                 "look at the host's console and network; this clears by itself when it is back",
             ));
         }
+        let look_at = match self.awaits_cni() {
+            Ok(look) => return look,
+            Err(next) => next.unwrap_or(silent_at),
+        };
+        let reason = match self.record.host.status.join.as_ref() {
+            Some(join) if join.phase == JoinPhase::WaitingForCni => {
+                "nothing of its own: it has joined, and the cluster has no CNI yet"
+            }
+            Some(_) | None => "nothing: it runs",
+        };
         self.stale_power()
-            .unwrap_or_else(|at| wait("nothing: it runs", Some(at.min(silent_at))))
+            .unwrap_or_else(|at| wait(reason, Some(at.min(silent_at).min(look_at))))
     }
 
     fn daemon_heard(&self) -> Timestamp {
@@ -342,15 +359,22 @@ impl View<'_> {
     }
 
     fn deprovisioning(&self) -> Decision {
-        let next = Decision::Go(HostState::Preparing);
+        // What was a worker is one no longer before it is anything else.
+        let next = || {
+            self.forget_node()
+                .unwrap_or(Decision::Go(HostState::Preparing))
+        };
         if self.record.run.clean {
-            return next;
+            return next();
+        }
+        if let Some(drain) = self.drain() {
+            return drain;
         }
         if self.cleaning_disabled() {
             // The OS must not go on running, though its disk is kept.
-            return self.ramdisk().unwrap_or(next);
+            return self.ramdisk().unwrap_or_else(next);
         }
-        self.steps(Kind::Clean).unwrap_or(next)
+        self.steps(Kind::Clean).unwrap_or_else(next)
     }
 
     fn deleting(&self) -> Decision {
@@ -374,7 +398,7 @@ impl View<'_> {
         if !guard::holds(Guard::ReleasedBeforeForgotten, deletion.released) {
             return Decision::Do(Action::ReleaseBoot);
         }
-        Decision::Do(Action::Remove)
+        self.forget_node().unwrap_or(Decision::Do(Action::Remove))
     }
 
     /// Leaves the state once nothing is under way at the agent.
@@ -461,7 +485,11 @@ impl View<'_> {
                 Action::Identify
             });
         }
-        self.await_os()
+        match name {
+            StepName::CheckCluster => Decision::Do(Action::Join(JoinAction::Check)),
+            StepName::Join => self.join(),
+            _ => self.await_os(),
+        }
     }
 
     /// The agent has said that it starts the OS; now the daemon has the word.

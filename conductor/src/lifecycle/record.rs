@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::image::Wanted;
+use super::joining::Joining;
 use super::{Kind, StepName, Workflow};
 use crate::guard::{self, Guard};
 
@@ -71,6 +72,8 @@ pub(crate) struct Runtime {
     pub(crate) abort: Option<Abort>,
     /// As last inspected: what a destructive plan names.
     pub(crate) disks: Vec<Disk>,
+    /// The way into its cluster, or out of it.
+    pub(crate) joining: Option<Joining>,
 }
 
 /// A person wants what is under way to stop.

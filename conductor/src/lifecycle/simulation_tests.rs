@@ -189,6 +189,7 @@ impl Sim {
                     secrets: ferrite_proto::host::HostSecrets::default(),
                     root_device_hints: None,
                     boot_method: None,
+                    join: None,
                 };
                 let _ = self.change(|change| change.provision(asked));
             }
@@ -285,6 +286,7 @@ impl Sim {
             | Action::ForceRestart
             | Action::PowerOff
             | Action::ReleaseBoot => self.bmc(action, limits),
+            Action::Join(_) => panic!("no cluster is here"),
         }
     }
 
@@ -513,7 +515,9 @@ impl Sim {
                     detail: "k".into(),
                 }
             }
-            StepName::ReleaseBoot | StepName::AwaitOs => panic!("not the agent's"),
+            StepName::ReleaseBoot | StepName::AwaitOs | StepName::CheckCluster | StepName::Join => {
+                panic!("not the agent's")
+            }
         };
         Report::Done {
             order,

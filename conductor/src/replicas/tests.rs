@@ -43,6 +43,10 @@ async fn one(options: PgConnectOptions, dir: &Path, id: &str) -> One {
         limits: Limits::default(),
         reach,
         iso_url: Box::new(|_| None),
+        clusters: Arc::new(crate::cluster::Clusters::new(
+            hosts.documents(),
+            ferrite_proto::address::Policy::Others,
+        )),
         connect: Box::new(|_, _| {
             Err(crate::bmc::BmcError::Unreachable {
                 bmc: "nobody".to_owned(),

@@ -122,7 +122,8 @@ impl AgentLines {
         }
     }
 
-    fn add(&self, host: &str, at: Timestamp, text: String) {
+    /// A line of a host.
+    pub(crate) fn add(&self, host: &str, at: Timestamp, text: String) {
         let mut all = lock(&self.0);
         let by_time = u64::try_from(at.as_microsecond()).unwrap_or(0);
         all.last = by_time.max(all.last + 1);

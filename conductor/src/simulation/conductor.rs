@@ -97,6 +97,10 @@ pub(super) async fn start(sim: &Arc<Sim>) {
         limits: limits(),
         reach,
         iso_url: Box::new(|token| Some(format!("http://c/iso/{token}"))),
+        clusters: Arc::new(crate::cluster::Clusters::new(
+            hosts.documents(),
+            ferrite_proto::address::Policy::Others,
+        )),
         connect: Box::new(move |spec, _| {
             Ok(Box::new(SimBmc::new(&bmcs.0, &bmcs.1, &spec.address)))
         }),
@@ -104,10 +108,6 @@ pub(super) async fn start(sim: &Arc<Sim>) {
     let stop = CancellationToken::new();
     let driver = Arc::new(Driver::start(Arc::clone(&world), stop.clone()));
     let app = Arc::new(App {
-        clusters: Arc::new(crate::cluster::Clusters::new(
-            hosts.documents(),
-            ferrite_proto::address::Policy::Others,
-        )),
         hosts: Arc::clone(&hosts),
         images: crate::images::Images::for_tests(),
         boots: Arc::clone(&boots),

@@ -51,6 +51,10 @@ pub(crate) enum StepName {
     AwaitOs,
     /// The agent lets a person log in.
     Rescue,
+    /// The conductor makes sure that the cluster can be joined, before anything is written.
+    CheckCluster,
+    /// The conductor has the host join its cluster, and waits until it has.
+    Join,
 }
 
 /// Who runs a step.
@@ -124,13 +128,15 @@ impl StepName {
             Self::Boot => "boot",
             Self::AwaitOs => "await-os",
             Self::Rescue => "rescue",
+            Self::CheckCluster => "check-cluster",
+            Self::Join => "join",
         }
     }
 
     /// Who runs it.
     pub(crate) const fn place(self) -> Place {
         match self {
-            Self::ReleaseBoot | Self::AwaitOs => Place::Conductor,
+            Self::ReleaseBoot | Self::AwaitOs | Self::CheckCluster | Self::Join => Place::Conductor,
             Self::Inspect
             | Self::Erase
             | Self::WriteImage
@@ -151,7 +157,9 @@ impl StepName {
             | Self::ReleaseBoot
             | Self::Boot
             | Self::AwaitOs
-            | Self::Rescue => false,
+            | Self::Rescue
+            | Self::CheckCluster
+            | Self::Join => false,
         }
     }
 
@@ -168,7 +176,9 @@ impl StepName {
             | Self::ReleaseBoot
             | Self::Boot
             | Self::AwaitOs
-            | Self::Rescue => self,
+            | Self::Rescue
+            | Self::CheckCluster
+            | Self::Join => self,
         }
     }
 }

@@ -165,6 +165,7 @@ impl Operator {
             secrets: HostSecrets::default(),
             root_device_hints: None,
             boot_method: None,
+            join: None,
         };
         let body = &serde_json::to_value(provision)?;
         let calls = machines.iter().map(|machine| async move {

@@ -11,6 +11,7 @@ use ferrite_proto::catalog::{Image, ImageList, Profile, ProfileList};
 use ferrite_proto::cluster::{Cluster, ClusterList, ClusterReport};
 use ferrite_proto::host::{Host, HostManifest};
 use ferrite_proto::inventory::Inventory;
+use ferrite_proto::join::{JoinMaterial, JoinReport, JoinReportReply, JoinRequest};
 use ferrite_proto::operation::{Approve, Clean, Rescue, RescuePassword, Service};
 use ferrite_proto::task::TaskList;
 use serde_json::{Value, json};
@@ -474,5 +475,25 @@ fn agents(all: &mut Document) {
         "How the OS is.",
     )
     .body::<CheckIn>()
-    .answers::<CheckInReply>(200, "When to call again.");
+    .answers::<CheckInReply>(200, "When to call again, and whether to join a cluster.");
+    all.call(
+        "POST",
+        "/v1/daemon/join",
+        "daemonJoin",
+        "Asks for what it takes to join the host's cluster.",
+    )
+    .body::<JoinRequest>()
+    .answers::<JoinMaterial>(
+        200,
+        "A token for this attempt alone, and what goes with it.",
+    )
+    .or(&[409]);
+    all.call(
+        "POST",
+        "/v1/daemon/join-report",
+        "daemonJoinReport",
+        "How kubeadm gets on.",
+    )
+    .body::<JoinReport>()
+    .answers::<JoinReportReply>(200, "Whether it is to be stopped.");
 }

@@ -153,7 +153,19 @@ fn names() -> Vec<Rule> {
         "additionalProperties": {"type": "string", "maxLength": 63, "pattern": VALUE},
     });
     let annotations = json!({"propertyNames": {"type": "string", "pattern": KEY}});
+    let mut node_labels = labels.clone();
+    node_labels["maxProperties"] = json!(64);
+    let value = json!({"maxLength": 63, "pattern": VALUE});
     vec![
+        rule("JoinSpec", "/properties/cluster", name()),
+        rule("JoinSpec", "/properties/node_labels", node_labels),
+        rule(
+            "JoinSpec",
+            "/properties/node_taints",
+            json!({"maxItems": 64}),
+        ),
+        rule("NodeTaint", "/properties/key", json!({"pattern": KEY})),
+        rule("NodeTaint", "/properties/value", value),
         rule("Metadata", "/properties/name", name()),
         rule("Metadata", "/properties/project", name()),
         rule("Metadata", "/properties/labels", labels),

@@ -1,0 +1,223 @@
+//! Does at a cluster what was decided, then notes in the record what came of it. It makes no
+//! choices, as `execute.rs` does not; each action may be done again.
+
+use ferrite_proto::join::{JoinSpec, JoinStatus};
+use ferrite_proto::problem::{Code, Problem};
+
+use super::StepName;
+use super::change::Change;
+use super::execute::World;
+use super::joining::{Csr, Draining, JoinAction, Joining, Look, SeenNode, provider_id};
+use super::record::Record;
+use crate::cluster::{Clusters, CsrState, Node, Taint};
+use crate::store::Stored;
+
+/// What was learned.
+#[derive(Debug)]
+pub(super) enum Told {
+    /// It is done.
+    Nothing,
+    /// What the cluster says of the host.
+    Look(Look),
+    /// How far the pods are.
+    Drained(Draining),
+}
+
+/// Performs an action, and notes it.
+pub(super) async fn act(world: &World, stored: &Stored, action: JoinAction) -> Result<(), Problem> {
+    let record = &stored.record;
+    let effect = effect(&world.clusters, record, action).await;
+    let limits = &world.limits;
+    let noted = world
+        .hosts
+        .update_as_owner(&record.host.name, |change| {
+            match &effect {
+                Ok(told) => note(change, action, told, limits),
+                Err(problem) => change.fail(problem.clone(), limits),
+            }
+            Ok(())
+        })
+        .await;
+    noted.map(|_| ())
+}
+
+/// Notes what came of an action.
+pub(super) fn note(
+    change: &mut Change,
+    action: JoinAction,
+    told: &Told,
+    limits: &super::record::Limits,
+) {
+    match (action, told) {
+        (JoinAction::Check, _) => {
+            change.clear_error_of(Code::concerns_joining);
+            change.own_step_done(StepName::CheckCluster);
+        }
+        (JoinAction::Begin, _) => change.begin_joining(),
+        (JoinAction::Look, Told::Look(look)) => change.looked(look, limits),
+        (JoinAction::Settle, _) => change.joined(),
+        (JoinAction::Revoke, _) => change.revoked(),
+        (JoinAction::Drain, Told::Drained(draining)) => change.drained(draining),
+        (JoinAction::DeleteNode, _) => change.left_cluster(),
+        (JoinAction::Look | JoinAction::Drain, _) => {}
+    }
+}
+
+async fn effect(clusters: &Clusters, record: &Record, action: JoinAction) -> Result<Told, Problem> {
+    if action == JoinAction::Check {
+        let Some(spec) = &record.host.spec.join else {
+            return Ok(Told::Nothing);
+        };
+        return check(clusters, record, spec).await;
+    }
+    let (Some(joining), Some(status)) = (&record.run.joining, &record.host.status.join) else {
+        return Ok(Told::Nothing);
+    };
+    let (cluster, node) = (status.cluster.as_str(), status.node.as_str());
+    match action {
+        JoinAction::Check | JoinAction::Begin => {}
+        JoinAction::Look => return look(clusters, joining, status).await.map(Told::Look),
+        JoinAction::Settle => {
+            let taints: Vec<_> = joining.spec.node_taints.iter().map(taint).collect();
+            let labels = &joining.spec.node_labels;
+            clusters
+                .label_and_taint(cluster, node, labels, &taints)
+                .await?;
+        }
+        JoinAction::Revoke => revoke(clusters, cluster, joining).await,
+        JoinAction::Drain => return drain(clusters, cluster, node).await.map(Told::Drained),
+        JoinAction::DeleteNode => delete(clusters, cluster, node, record).await?,
+    }
+    Ok(Told::Nothing)
+}
+
+/// Before anything is written: the cluster takes joins, and nobody else has the name. A Node that
+/// this host left behind is in the way of its next one.
+async fn check(clusters: &Clusters, record: &Record, spec: &JoinSpec) -> Result<Told, Problem> {
+    let (cluster, name) = (spec.cluster.as_str(), record.host.name.as_str());
+    clusters.can_join(cluster).await.map_err(missing)?;
+    if clusters.node(cluster, name).await?.is_some() {
+        delete(clusters, cluster, name, record).await?;
+    }
+    Ok(Told::Nothing)
+}
+
+/// A cluster that is not there yet may be added any time.
+fn missing(problem: Problem) -> Problem {
+    match problem.code {
+        Code::NotFound => Problem {
+            code: Code::ClusterNotJoinable,
+            advice: "`ferrite cluster add` adds it; the host goes on by itself then".to_owned(),
+            ..problem
+        },
+        _ => problem,
+    }
+}
+
+async fn look(
+    clusters: &Clusters,
+    joining: &Joining,
+    status: &JoinStatus,
+) -> Result<Look, Problem> {
+    let (cluster, node) = (status.cluster.as_str(), status.node.as_str());
+    let since = joining.given_at.unwrap_or(joining.ordered_at);
+    let csr = match clusters.csr_of(cluster, node, since).await? {
+        CsrState::Absent => Csr::Absent,
+        CsrState::Pending(_) | CsrState::Approved(_) => Csr::Pending,
+        CsrState::Denied(_, why) => Csr::Denied(why),
+        CsrState::Issued(_) => Csr::Issued,
+    };
+    let node = clusters.node(cluster, node).await?.map(seen);
+    Ok(Look { csr, node })
+}
+
+fn seen(node: Node) -> SeenNode {
+    let ready = node.ready.as_ref();
+    SeenNode {
+        uid: node.uid,
+        provider_id: node.provider_id,
+        system_uuid: node.system_uuid,
+        boot_id: node.boot_id,
+        ready: ready.is_some_and(|ready| ready.status == "True"),
+        waits_for_cni: ready.is_some_and(crate::cluster::Ready::waits_for_cni),
+        message: ready.map_or_else(
+            || "its kubelet has not told how it is".to_owned(),
+            |ready| ready.message.clone(),
+        ),
+        lease_renewed: node.lease_renewed,
+    }
+}
+
+fn taint(taint: &ferrite_proto::join::NodeTaint) -> Taint {
+    Taint {
+        key: taint.key.clone(),
+        value: taint.value.clone(),
+        effect: taint.effect.as_str().to_owned(),
+    }
+}
+
+/// What cannot be removed now is removed later, by who keeps account of tokens.
+async fn revoke(clusters: &Clusters, cluster: &str, joining: &Joining) {
+    let Some(token) = &joining.token else { return };
+    if let Err(problem) = clusters.revoke(cluster, token).await {
+        tracing::warn!(%cluster, token, %problem, "a bootstrap token is removed later");
+    }
+}
+
+/// One round: whoever can go is asked to.
+async fn drain(clusters: &Clusters, cluster: &str, node: &str) -> Result<Draining, Problem> {
+    if clusters.node(cluster, node).await?.is_none() {
+        return Ok(Draining::Done);
+    }
+    clusters.cordon(cluster, node).await?;
+    let round = std::time::Duration::ZERO;
+    match clusters.evict_all(cluster, node, round, false).await {
+        Ok(_) => {}
+        Err(problem) if problem.code == Code::DrainBlocked => {
+            return Ok(Draining::Left(vec![problem.message]));
+        }
+        Err(problem) => return Err(problem),
+    }
+    let volumes = clusters.volume_attachments(cluster, node).await?;
+    if volumes.is_empty() {
+        return Ok(Draining::Done);
+    }
+    let named = volumes.into_iter().map(|name| format!("volume {name}"));
+    Ok(Draining::Left(named.collect()))
+}
+
+/// Removes the host's Node. One that is another machine's stays.
+async fn delete(
+    clusters: &Clusters,
+    cluster: &str,
+    name: &str,
+    record: &Record,
+) -> Result<(), Problem> {
+    let node = match clusters.node(cluster, name).await {
+        Ok(Some(node)) => node,
+        Ok(None) => return Ok(()),
+        // The cluster was removed here: nobody knows it any more.
+        Err(problem) if problem.code == Code::NotFound => return Ok(()),
+        Err(problem) => return Err(problem),
+    };
+    let ours = provider_id(record);
+    let is_ours = node.provider_id.as_ref() == Some(&ours);
+    let known = record.run.joining.as_ref();
+    let known = known.and_then(|joining| joining.node_uid.as_ref());
+    if !is_ours && known != Some(&node.uid) {
+        let who = node.provider_id.as_deref().unwrap_or("none");
+        return Err(Problem::new(
+            Code::JoinNodeExists,
+            format!(
+                "cluster {cluster} has a Node {name} that is not this host (provider ID {who}, \
+                 UUID {})",
+                node.system_uuid
+            ),
+            format!(
+                "delete it if it is of the past (`kubectl delete node {name}`), or enrol this \
+                     host under another name"
+            ),
+        ));
+    }
+    clusters.delete_node(cluster, name, Some(&node.uid)).await
+}

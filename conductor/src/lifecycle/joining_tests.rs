@@ -1,0 +1,325 @@
+//! Joining a cluster and leaving it, on the pure core: scripts and their transcripts.
+
+use ferrite_proto::join::{JoinEnd, JoinPhase};
+use ferrite_proto::problem::{Code, Problem};
+use jiff::SignedDuration;
+use serde_json::json;
+
+use super::bench::{Bench, erased, image, spec};
+use super::joining::{Csr, Draining, Look, SeenNode};
+
+/// A host that is to join, whose OS is up.
+fn os_is_up() -> Bench {
+    let mut bench = Bench::available(spec());
+    bench.told();
+    bench.set(&json!({"image": image("a"), "join": {"cluster": "prod"}}));
+    bench.deploy();
+    bench.check_in("boot-1");
+    bench
+}
+
+/// The daemon asks, and is given material.
+fn given(bench: &mut Bench) {
+    let attempt = bench.record.host.status.join.as_ref().unwrap().attempt;
+    assert!(bench.record.is_joining(attempt));
+    bench.say("< material is asked for");
+    bench.change(|change| {
+        change.found(&[], Some("UUID-1"));
+        change.given("abcdef");
+    });
+    bench.settle();
+}
+
+/// Some seconds later.
+fn later(bench: &mut Bench, seconds: i64) {
+    bench.now += SignedDuration::from_secs(seconds);
+    bench.settle();
+}
+
+fn node(bench: &Bench) -> SeenNode {
+    SeenNode {
+        uid: "node-1".to_owned(),
+        provider_id: Some("ferrite://uid".to_owned()),
+        system_uuid: "uuid-1".to_owned(),
+        boot_id: "boot-1".to_owned(),
+        ready: true,
+        waits_for_cni: false,
+        message: "kubelet is posting ready status".to_owned(),
+        lease_renewed: Some(bench.now),
+    }
+}
+
+fn issued(node: Option<SeenNode>) -> Look {
+    Look {
+        csr: Csr::Issued,
+        node,
+    }
+}
+
+fn phase(bench: &Bench) -> JoinPhase {
+    bench.record.host.status.join.as_ref().unwrap().phase
+}
+
+fn joined() -> Bench {
+    let mut bench = os_is_up();
+    bench.cluster = Ok(issued(Some(node(&bench))));
+    given(&mut bench);
+    assert_eq!(phase(&bench), JoinPhase::Joined);
+    bench.told();
+    bench
+}
+
+#[test]
+fn a_host_joins_proof_by_proof_and_its_token_goes() {
+    let mut bench = os_is_up();
+    let told = bench.told();
+    assert!(told.contains("Join(Check)\nOrder(WriteImage)"), "{told}");
+    assert!(told.ends_with(
+        "OsIsUp\nJoin(Begin)\nwaits for the host daemon to ask for what it takes to join\n"
+    ));
+    given(&mut bench);
+    bench.cluster = Ok(issued(None));
+    later(&mut bench, 3);
+    let mut node = node(&bench);
+    node.ready = false;
+    bench.cluster = Ok(issued(Some(node.clone())));
+    later(&mut bench, 3);
+    node.ready = true;
+    node.lease_renewed = Some(bench.now);
+    bench.cluster = Ok(issued(Some(node)));
+    later(&mut bench, 3);
+    bench.tells(
+        "< material is asked for
+        Join(Look)
+        waits for the kubelet's certificate
+        Join(Look)
+        waits for the Node to appear
+        Join(Look)
+        waits for the Node to be ready
+        Join(Look)
+        Join(Settle)
+        Join(Revoke)
+        → provisioned
+        waits for nothing: it runs",
+    );
+    let run = bench.record.run.joining.as_ref().unwrap();
+    assert_eq!(
+        (run.token.as_ref(), run.node_uid.as_deref()),
+        (None, Some("node-1"))
+    );
+}
+
+#[test]
+fn a_node_of_another_machine_or_boot_proves_nothing() {
+    type Change = fn(&mut SeenNode);
+    let others: [Change; 3] = [
+        |node| node.system_uuid = "uuid-2".to_owned(),
+        |node| node.boot_id = "boot-0".to_owned(),
+        |node| node.provider_id = Some("ferrite://other".to_owned()),
+    ];
+    for change in others {
+        let mut bench = os_is_up();
+        let mut other = node(&bench);
+        change(&mut other);
+        bench.cluster = Ok(issued(Some(other)));
+        given(&mut bench);
+        assert_eq!(phase(&bench), JoinPhase::Identity);
+        later(&mut bench, 61);
+        let error = bench.record.host.status.error.clone().unwrap();
+        assert_eq!(error.problem.code, Code::JoinNodeOther);
+        assert!(error.retry_at.is_some());
+    }
+}
+
+#[test]
+fn a_lease_of_the_past_is_not_ready() {
+    let mut bench = os_is_up();
+    let mut stale = node(&bench);
+    stale.lease_renewed = Some(bench.now - SignedDuration::from_mins(10));
+    bench.cluster = Ok(issued(Some(stale)));
+    given(&mut bench);
+    assert_eq!(phase(&bench), JoinPhase::Ready);
+    later(&mut bench, 301);
+    let error = bench.record.host.status.error.clone().unwrap();
+    assert_eq!(error.problem.code, Code::JoinNotReady);
+}
+
+#[test]
+fn what_waits_for_a_cni_has_joined_and_is_looked_at_until_it_is_ready() {
+    let mut bench = os_is_up();
+    let mut bare = node(&bench);
+    (bare.ready, bare.waits_for_cni) = (false, true);
+    bench.cluster = Ok(issued(Some(bare)));
+    given(&mut bench);
+    assert_eq!(phase(&bench), JoinPhase::WaitingForCni);
+    let told = bench.told();
+    assert!(told.contains("→ provisioned"), "{told}");
+    assert!(
+        told.ends_with("it has joined, and the cluster has no CNI yet\n"),
+        "{told}"
+    );
+    assert_eq!(bench.record.host.status.error, None);
+    bench.cluster = Ok(issued(Some(node(&bench))));
+    later(&mut bench, 16);
+    assert_eq!(phase(&bench), JoinPhase::Joined);
+    assert_eq!(bench.record.host.status.join.as_ref().unwrap().hint, None);
+}
+
+#[test]
+fn a_failed_attempt_says_why_gives_its_token_up_and_is_followed_by_another() {
+    let mut bench = os_is_up();
+    given(&mut bench);
+    let line = "tls: failed to verify certificate: x509: certificate has expired or is not yet \
+                valid: current time 2026";
+    bench.change(|change| change.kubeadm_said(1, &[line.to_owned()]));
+    bench.settle();
+    let hint = bench.record.host.status.join.clone().unwrap().hint.unwrap();
+    assert_eq!(hint.code, Code::JoinClock, "known before the end");
+    let limits = bench.limits.clone();
+    let end = JoinEnd::Failed { status: Some(1) };
+    bench.change(|change| change.kubeadm_ended(1, &end, None, &limits));
+    bench.told();
+    bench.settle();
+    assert!(!bench.record.is_joining(1));
+    let told = bench.told();
+    assert!(
+        told.starts_with("Join(Revoke)\nwaits for the next attempt"),
+        "{told}"
+    );
+    later(&mut bench, 6);
+    bench.tells(
+        "Join(Begin)
+        waits for the host daemon to ask for what it takes to join",
+    );
+    assert!(bench.record.is_joining(2));
+    bench.cluster = Ok(issued(Some(node(&bench))));
+    given(&mut bench);
+    assert_eq!(phase(&bench), JoinPhase::Joined);
+    assert_eq!(bench.record.host.status.error, None);
+}
+
+#[test]
+fn a_cluster_that_is_away_is_waited_for_as_long_as_it_takes() {
+    let mut bench = os_is_up();
+    given(&mut bench);
+    let away = Problem::new(Code::ClusterUnreachable, "no answer", "");
+    bench.cluster = Err(away);
+    for _ in 0..30 {
+        later(&mut bench, 20);
+    }
+    let error = bench.record.host.status.error.clone().unwrap();
+    assert_eq!(error.problem.code, Code::ClusterUnreachable);
+    let pause = error.retry_at.unwrap().duration_since(error.at);
+    assert!(pause <= SignedDuration::from_secs(20), "{pause}");
+    // It is back: what was missed in the meantime is not held against the host.
+    bench.cluster = Ok(issued(None));
+    later(&mut bench, 20);
+    assert_eq!(
+        (phase(&bench), bench.record.is_joining(1)),
+        (JoinPhase::Node, true)
+    );
+    bench.cluster = Ok(issued(Some(node(&bench))));
+    later(&mut bench, 3);
+    assert_eq!(phase(&bench), JoinPhase::Joined);
+}
+
+#[test]
+fn a_proof_that_does_not_come_in_time_ends_the_attempt() {
+    let mut bench = os_is_up();
+    given(&mut bench);
+    later(&mut bench, 481);
+    let error = bench.record.host.status.error.clone().unwrap();
+    assert_eq!(error.problem.code, Code::JoinCsrPending);
+    later(&mut bench, 20);
+    assert!(bench.record.is_joining(2));
+}
+
+#[test]
+fn no_disk_is_written_for_a_cluster_that_cannot_be_joined() {
+    let mut bench = Bench::available(spec());
+    bench.told();
+    bench.cluster = Err(Problem::new(
+        Code::ClusterNotJoinable,
+        "it sleeps",
+        "wake it",
+    ));
+    bench.set(&json!({"image": image("a"), "join": {"cluster": "prod"}}));
+    let told = bench.told();
+    assert!(
+        told.contains("Join(Check)\nwaits for the next attempt"),
+        "{told}"
+    );
+    assert!(!told.contains("WriteImage"), "{told}");
+    bench.cluster = Ok(Look::default());
+    later(&mut bench, 10);
+    let told = bench.told();
+    assert!(told.contains("Order(WriteImage)"), "{told}");
+}
+
+#[test]
+fn a_worker_leaves_in_the_order_that_brings_nothing_back() {
+    let mut bench = joined();
+    bench.draining = Draining::Left(vec!["default/web-1".to_owned()]);
+    bench.ask("deprovision", super::change::Change::deprovision);
+    bench.tells(
+        "> deprovision
+        → deprovisioning
+        Join(Drain)
+        waits for the pods to leave the Node: default/web-1",
+    );
+    bench.draining = Draining::Done;
+    later(&mut bench, 16);
+    let told = bench.told();
+    assert!(
+        told.starts_with("Join(Drain)\nBeginSteps(Clean)\n"),
+        "{told}"
+    );
+    bench.hello();
+    bench.told();
+    bench.done(erased());
+    let told = bench.told();
+    assert!(
+        told.contains("< done\nJoin(DeleteNode)\n→ preparing\n→ available"),
+        "{told}"
+    );
+    assert_eq!(bench.record.host.status.join, None);
+}
+
+#[test]
+fn pods_that_do_not_leave_are_named_and_a_person_may_go_on_without_them() {
+    let mut bench = joined();
+    bench.draining = Draining::Left(vec!["default/web-1".to_owned()]);
+    bench.ask("deprovision", super::change::Change::deprovision);
+    later(&mut bench, 601);
+    let error = bench.record.host.status.error.clone().unwrap();
+    assert_eq!(error.problem.code, Code::DrainBlocked);
+    assert!(
+        error.problem.message.contains("default/web-1"),
+        "{}",
+        error.problem
+    );
+    bench.told();
+    bench.set(&json!({"join": {"drain": false}}));
+    let told = bench.told();
+    assert!(told.contains("BeginSteps(Clean)"), "{told}");
+}
+
+#[test]
+fn who_is_deleted_is_off_before_its_node_goes() {
+    let mut bench = joined();
+    bench.ask("delete", super::change::Change::delete);
+    let told = bench.told();
+    let order = ["PowerOff", "ReleaseBoot", "Join(DeleteNode)", "Remove"];
+    let places: Vec<_> = order.iter().map(|step| told.find(step).unwrap()).collect();
+    assert!(places.is_sorted(), "{told}");
+}
+
+#[test]
+fn an_attempt_that_is_no_longer_wanted_gives_its_token_up() {
+    let mut bench = os_is_up();
+    given(&mut bench);
+    bench.ask("deprovision", super::change::Change::deprovision);
+    let told = bench.told();
+    assert!(told.contains("Join(Revoke)"), "{told}");
+    assert!(!bench.record.is_joining(1));
+}
