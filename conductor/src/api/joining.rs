@@ -48,13 +48,28 @@ pub(crate) async fn material(
         })
         .await?
         .0;
-    let made = make(&app, &stored, &request).await;
-    let (material, token) = match made {
+    // A daemon that does not wait for the answer must not keep the cause from being noted.
+    let at_work = tokio::spawn(mint(Arc::clone(&app), daemon, stored, request));
+    let made = at_work.await.map_err(|error| {
+        let text = format!("making what it takes to join broke off: {error}");
+        Problem::new(Code::Internal, text, "report this; the daemon asks again")
+    })?;
+    Ok(Json(made?))
+}
+
+/// Makes material, and notes that it was given, or why it could not be made.
+async fn mint(
+    app: Arc<App>,
+    daemon: Presented,
+    stored: Arc<Stored>,
+    request: JoinRequest,
+) -> Result<JoinMaterial, Problem> {
+    let (material, token) = match make(&app, &stored, &request).await {
         Ok(made) => made,
         Err(problem) => {
             let limits = &app.world.limits;
             failed(&app, &daemon, &request, &problem, limits).await?;
-            return Err(problem.into());
+            return Err(problem);
         }
     };
     let given = app.hosts.update(&daemon.host, &Actor::Daemon, |change| {
@@ -72,9 +87,9 @@ pub(crate) async fn material(
         if let Err(problem) = app.world.clusters.revoke(&cluster, &token).await {
             tracing::warn!(%cluster, token, %problem, "a bootstrap token is removed later");
         }
-        return Err(problem.into());
+        return Err(problem);
     }
-    Ok(Json(material))
+    Ok(material)
 }
 
 /// Whether this daemon, in this boot, is to join now.

@@ -20,7 +20,7 @@ use crate::store::{Document, Expect};
 /// The kind of the documents that tell which tokens are out.
 pub(super) const MINTED: &str = "MintedToken";
 /// How long the cluster may take to sign.
-const SIGNING: Duration = Duration::from_secs(20);
+const SIGNING: Duration = Duration::from_secs(12);
 /// Between looks.
 const PAUSE: Duration = Duration::from_millis(500);
 const CLUSTER_INFO: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";

@@ -132,7 +132,7 @@ async fn answer(
     let (status, answered) = match &user {
         None => refusal(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized"),
         Some(user) if !access::may(&held, user, method.as_str(), &path) => {
-            let message = format!("User {name:?} cannot {method} {path}");
+            let message = forbidden(&name, &method, &path);
             refusal(StatusCode::FORBIDDEN, "Forbidden", &message)
         }
         Some(_) if query.contains("watch=") && method == Method::GET => {
@@ -150,6 +150,22 @@ async fn answer(
         (header::DATE, date),
     ];
     (status, headers, answered.to_string()).into_response()
+}
+
+/// In the words of Kubernetes: `configmaps "x" is forbidden: User "u" cannot get resource …`.
+fn forbidden(user: &str, method: &Method, path: &str) -> String {
+    let mut parts = path.rsplit('/');
+    let (name, kind) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
+    let verb = match method.as_str() {
+        "POST" => "create",
+        "PATCH" => "patch",
+        "DELETE" => "delete",
+        _ => "get",
+    };
+    format!(
+        "{kind} {name:?} is forbidden: User {user:?} cannot {verb} resource {kind:?} in API group \
+         \"\""
+    )
 }
 
 fn act(

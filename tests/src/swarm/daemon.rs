@@ -7,16 +7,22 @@ use ferrite_agent::protocol::{Call, CallError, Contact};
 use ferrite_proto::agent_api::{
     CHECK_IN, CheckIn, CheckInReply, CloudInit, CloudInitStage, DaemonConfig, ENROLL, EnrollReply,
 };
+use ferrite_proto::join::{
+    JOIN, JOIN_REPORT, JoinMaterial, JoinOrder, JoinReport, JoinReportReply, JoinRequest,
+};
 use ferrite_proto::secret::Secret;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use super::Shared;
 use super::dial::Dial;
+use super::kubeadm;
 use super::machine::Machine;
 
 /// How long a call may take.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the cluster may take, as in the agent.
+const MINTING: Duration = Duration::from_mins(1);
 
 /// Runs for as long as the OS does.
 pub(super) async fn run(machine: &Machine, shared: &Shared, config: DaemonConfig) {
@@ -37,6 +43,7 @@ pub(super) async fn run(machine: &Machine, shared: &Shared, config: DaemonConfig
         boot_id: uuid::Uuid::new_v4().to_string(),
         booted: Timestamp::now(),
         started: Instant::now(),
+        joined: 0,
     };
     loop {
         let wait = daemon.round().await;
@@ -63,6 +70,8 @@ struct Daemon<'a> {
     boot_id: String,
     booted: Timestamp,
     started: Instant,
+    /// The last attempt to join that ended.
+    joined: u32,
 }
 
 impl Daemon<'_> {
@@ -91,7 +100,40 @@ impl Daemon<'_> {
             let config = self.contact.config().clone();
             self.machine.change_disk(|disk| disk.daemon = Some(config));
         }
+        if let Some(order) = reply.join.filter(|order| order.attempt > self.joined) {
+            self.join(order).await?;
+        }
         Ok(self.contact.checked_in(&reply, report.cloud_init.stage))
+    }
+
+    /// One attempt, from the request for material to the report of its end.
+    async fn join(&mut self, order: JoinOrder) -> Result<(), CallError> {
+        let request = JoinRequest {
+            attempt: order.attempt,
+            boot_id: self.boot_id.clone(),
+            system_uuid: Some(self.machine.uuid.clone()),
+            clock: Timestamp::now() + self.machine.clock_is_wrong_by(),
+            kubeadm: Some("v1.34.1".to_owned()),
+            kubelet: Some("v1.34.1".to_owned()),
+            cri_socket: None,
+            findings: self.machine.findings(),
+        };
+        let key = Some(self.contact.key());
+        let material: JoinMaterial = self.dial.call(JOIN, key, &request, MINTING).await?;
+        self.machine.note(|deeds| deeds.joins += 1);
+        let machine = kubeadm::Machine {
+            uuid: self.machine.uuid.clone(),
+            boot_id: self.boot_id.clone(),
+        };
+        let (lines, ended) = kubeadm::join(&material, &machine).await;
+        let report = JoinReport {
+            attempt: order.attempt,
+            lines,
+            ended: Some(ended),
+        };
+        self.joined = order.attempt;
+        let _: JoinReportReply = self.dial.call(JOIN_REPORT, key, &report, PATIENCE).await?;
+        Ok(())
     }
 
     fn report(&self) -> CheckIn {

@@ -9,9 +9,11 @@ use ferrite_agent::protocol::Departure;
 use ferrite_proto::agent_api::{DaemonConfig, Identity};
 use ferrite_proto::boot::BootParameters;
 use ferrite_proto::image::ImageRef;
+use ferrite_proto::join::Finding;
 use ferrite_proto::mac::Mac;
 use ferrite_proto::problem::Code;
 use ferrite_proto::secret::Secret;
+use jiff::SignedDuration;
 use tokio::sync::watch;
 
 use super::Shared;
@@ -56,6 +58,8 @@ struct Inside {
     disk: Disk,
     deeds: Deeds,
     daemon_key: Option<Secret<String>>,
+    clock: SignedDuration,
+    findings: Vec<Finding>,
 }
 
 /// What firmware boots from, beside the disk.
@@ -101,6 +105,8 @@ pub struct Deeds {
     pub enrolled: u32,
     /// Check-ins that were answered.
     pub check_ins: u64,
+    /// Times that it was given what it takes to join a cluster.
+    pub joins: u32,
 }
 
 impl Machine {
@@ -242,6 +248,24 @@ impl Machine {
     /// Has the next step fail.
     pub fn fail_next(&self, code: Code) {
         self.inside().fails_next = Some(code);
+    }
+
+    /// The clock of its OS is wrong by so much.
+    pub fn set_clock(&self, wrong_by: SignedDuration) {
+        self.inside().clock = wrong_by;
+    }
+
+    pub(super) fn clock_is_wrong_by(&self) -> SignedDuration {
+        self.inside().clock
+    }
+
+    /// What its OS lacks to join a cluster.
+    pub fn lacks(&self, findings: Vec<Finding>) {
+        self.inside().findings = findings;
+    }
+
+    pub(super) fn findings(&self) -> Vec<Finding> {
+        self.inside().findings.clone()
     }
 
     pub(super) fn fails_now(&self) -> Option<Code> {

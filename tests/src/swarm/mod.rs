@@ -9,6 +9,7 @@ mod bmc;
 pub mod command;
 mod daemon;
 mod dial;
+mod kubeadm;
 mod machine;
 mod operator;
 mod pace;

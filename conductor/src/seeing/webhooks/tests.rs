@@ -210,6 +210,10 @@ async fn a_webhook_that_is_new_is_told_what_is_new_and_nothing_twice() {
     world.memory.add(450, "state");
     world.news.send_replace(1);
     world.until("all", |taken| taken.len() >= 450).await;
+    // What was taken is noted when the answer is there, and a stop may come in between.
+    world
+        .until("noted", |_| world.memory.kept().after == 455)
+        .await;
     stop.cancel();
     task.await.unwrap();
     let wanted: Vec<u64> = (6..=455).collect();
