@@ -1,10 +1,20 @@
 //! What hosts are given by name: images and profiles. They are for all projects.
 
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::named_image::{ImageSpec, ImageStatus};
 use crate::resource::{ApiVersion, ListMetadata, Metadata};
+
+/// What is seen, if it can be read: what a person or a newer peer wrote there must not keep the
+/// rest from being taken.
+fn readable<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+    given: D,
+) -> Result<Option<T>, D::Error> {
+    let given = Option::<Value>::deserialize(given)?;
+    Ok(given.and_then(|given| serde_json::from_value(given).ok()))
+}
 
 macro_rules! resource {
     ($(#[$doc:meta])* $name:ident, $kind:ident, $list:ident, $list_kind:ident, $spec:ty
@@ -33,7 +43,11 @@ macro_rules! resource {
             pub spec: $spec,
             $(
                 /// What is seen of it. Written by the conductor alone: what is given is not taken.
-                #[serde(default, skip_serializing_if = "Option::is_none")]
+                #[serde(
+                    default,
+                    deserialize_with = "readable",
+                    skip_serializing_if = "Option::is_none"
+                )]
                 pub status: Option<$status>,
             )?
         }

@@ -95,7 +95,7 @@ pub struct JoinStatus {
     pub hint: Option<Problem>,
     /// What the host's prerequisites lack.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub findings: Vec<Finding>,
+    pub findings: Vec<HostFinding>,
 }
 
 /// How far a host is on its way into a cluster. Each but the last two is proved before the next.
@@ -189,13 +189,13 @@ pub struct JoinRequest {
     pub cri_socket: Option<String>,
     /// What stands in the way, or may.
     #[serde(default)]
-    pub findings: Vec<Finding>,
+    pub findings: Vec<HostFinding>,
 }
 
 /// A prerequisite that is not met.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct Finding {
+pub struct HostFinding {
     /// Stable, for programs: `swap-on`, `runtime-absent`, …
     pub code: String,
     /// Whether a join cannot work.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ferrite_proto::host::HostState;
-use ferrite_proto::join::Finding;
+use ferrite_proto::join::HostFinding;
 use ferrite_tests::kube_api::{Approval, KubeApi, Signing};
 use ferrite_tests::swarm::{Machine, Operator, Served, Settings, Swarm};
 use jiff::SignedDuration;
@@ -271,7 +271,7 @@ fn cases() -> Vec<Case> {
         case(
             "join-prerequisites",
             |_, machine| {
-                machine.lacks(vec![Finding {
+                machine.lacks(vec![HostFinding {
                     code: "swap-on".to_owned(),
                     fatal: true,
                     what: "swap is on: /dev/sda3".to_owned(),

@@ -103,7 +103,7 @@ const ROWS: &[Row] = &[
     (
         &["[ERROR "],
         Code::JoinPrerequisites,
-        "correct the image; `ferrite host logs` has every line",
+        "correct the image; `ferrite logs host/NAME` has every line",
     ),
     (
         &["The kubelet is not running"],
@@ -193,7 +193,7 @@ pub(crate) fn unknown(how: &str, last_line: Option<&str>) -> Problem {
     Problem::new(
         Code::JoinFailed,
         format!("kubeadm join {how}{}", last.unwrap_or_default()),
-        "`ferrite host logs` has every line; it is tried again",
+        "`ferrite logs host/NAME` has every line; it is tried again",
     )
 }
 

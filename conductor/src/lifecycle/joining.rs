@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use ferrite_proto::host::HostState;
-use ferrite_proto::join::{Finding, JoinEnd, JoinPhase, JoinSpec, JoinStatus};
+use ferrite_proto::join::{HostFinding, JoinEnd, JoinPhase, JoinSpec, JoinStatus};
 use ferrite_proto::problem::{Code, Problem};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -308,7 +308,7 @@ const fn proof(phase: JoinPhase) -> Option<Proof> {
             "the kubelet's certificate",
             CERTIFICATE,
             Code::JoinCsrPending,
-            "`ferrite host logs` has kubeadm's words, `ferrite cluster check` looks at what \
+            "`ferrite logs host/NAME` has kubeadm's words, `ferrite cluster check` looks at what \
              approves and signs certificates",
         ),
         JoinPhase::Node => (
@@ -394,9 +394,9 @@ impl Change {
     }
 
     /// What the daemon found on its host.
-    pub(crate) fn found(&mut self, findings: &[Finding], system_uuid: Option<&str>) {
+    pub(crate) fn found(&mut self, findings: &[HostFinding], system_uuid: Option<&str>) {
         if let Some(status) = &mut self.record.host.status.join {
-            let cut = |finding: &Finding| Finding {
+            let cut = |finding: &HostFinding| HostFinding {
                 code: harmless(&finding.code, TEXT),
                 fatal: finding.fatal,
                 what: harmless(&finding.what, TEXT),

@@ -9,7 +9,7 @@ use ferrite_agent::protocol::Departure;
 use ferrite_proto::agent_api::{DaemonConfig, Identity};
 use ferrite_proto::boot::BootParameters;
 use ferrite_proto::image::ImageRef;
-use ferrite_proto::join::Finding;
+use ferrite_proto::join::HostFinding;
 use ferrite_proto::mac::Mac;
 use ferrite_proto::problem::Code;
 use ferrite_proto::secret::Secret;
@@ -59,7 +59,7 @@ struct Inside {
     deeds: Deeds,
     daemon_key: Option<Secret<String>>,
     clock: SignedDuration,
-    findings: Vec<Finding>,
+    findings: Vec<HostFinding>,
 }
 
 /// What firmware boots from, beside the disk.
@@ -260,11 +260,11 @@ impl Machine {
     }
 
     /// What its OS lacks to join a cluster.
-    pub fn lacks(&self, findings: Vec<Finding>) {
+    pub fn lacks(&self, findings: Vec<HostFinding>) {
         self.inside().findings = findings;
     }
 
-    pub(super) fn findings(&self) -> Vec<Finding> {
+    pub(super) fn findings(&self) -> Vec<HostFinding> {
         self.inside().findings.clone()
     }
 

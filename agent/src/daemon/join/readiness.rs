@@ -4,7 +4,7 @@
 //! kubelet then ends without a word to anybody. Sources: kubeadm's preflight checks, the kubelet's
 //! documentation of swap and cgroups, containerd's `docs/cri/config.md`.
 
-use ferrite_proto::join::Finding;
+use ferrite_proto::join::HostFinding;
 
 use crate::listeners;
 use crate::root::Root;
@@ -51,7 +51,7 @@ pub(super) fn program(root: &Root, name: &str) -> Option<std::path::PathBuf> {
 }
 
 /// Everything that was found, the fatal first.
-pub(super) fn findings(root: &Root) -> Vec<Finding> {
+pub(super) fn findings(root: &Root) -> Vec<HostFinding> {
     let checks = [
         programs(root),
         runtime(root),
@@ -68,8 +68,8 @@ pub(super) fn findings(root: &Root) -> Vec<Finding> {
     found
 }
 
-fn fatal(code: &str, what: impl Into<String>, fix: &str) -> Finding {
-    Finding {
+fn fatal(code: &str, what: impl Into<String>, fix: &str) -> HostFinding {
+    HostFinding {
         code: code.to_owned(),
         fatal: true,
         what: what.into(),
@@ -77,14 +77,14 @@ fn fatal(code: &str, what: impl Into<String>, fix: &str) -> Finding {
     }
 }
 
-fn warning(code: &str, what: impl Into<String>, fix: &str) -> Finding {
-    Finding {
+fn warning(code: &str, what: impl Into<String>, fix: &str) -> HostFinding {
+    HostFinding {
         fatal: false,
         ..fatal(code, what, fix)
     }
 }
 
-fn programs(root: &Root) -> Vec<Finding> {
+fn programs(root: &Root) -> Vec<HostFinding> {
     let absent = ["kubeadm", "kubelet"].into_iter().filter_map(|name| {
         let is_there = program(root, name).is_some();
         (!is_there).then(|| {
@@ -99,7 +99,7 @@ fn programs(root: &Root) -> Vec<Finding> {
     absent.collect()
 }
 
-fn runtime(root: &Root) -> Vec<Finding> {
+fn runtime(root: &Root) -> Vec<HostFinding> {
     if cri_socket(root).is_none() {
         return vec![fatal(
             "runtime-absent",
@@ -144,7 +144,7 @@ fn runtime(root: &Root) -> Vec<Finding> {
     found
 }
 
-fn swap(root: &Root) -> Vec<Finding> {
+fn swap(root: &Root) -> Vec<HostFinding> {
     let table = root.text("/proc/swaps").unwrap_or_default();
     let areas: Vec<_> = table
         .lines()
@@ -161,7 +161,7 @@ fn swap(root: &Root) -> Vec<Finding> {
     )]
 }
 
-fn forwarding(root: &Root) -> Vec<Finding> {
+fn forwarding(root: &Root) -> Vec<HostFinding> {
     let path = "/proc/sys/net/ipv4/ip_forward";
     if root.text(path).is_ok_and(|text| text == "1") {
         return Vec::new();
@@ -173,7 +173,7 @@ fn forwarding(root: &Root) -> Vec<Finding> {
     )]
 }
 
-fn port(root: &Root) -> Vec<Finding> {
+fn port(root: &Root) -> Vec<HostFinding> {
     if !listeners::on(root, KUBELET_PORT) {
         return Vec::new();
     }
@@ -184,7 +184,7 @@ fn port(root: &Root) -> Vec<Finding> {
     )]
 }
 
-fn left_over(root: &Root) -> Vec<Finding> {
+fn left_over(root: &Root) -> Vec<HostFinding> {
     let there: Vec<_> = LEFT_OVER
         .into_iter()
         .filter(|path| root.path(path).exists())
@@ -199,7 +199,7 @@ fn left_over(root: &Root) -> Vec<Finding> {
     )]
 }
 
-fn cgroups(root: &Root) -> Vec<Finding> {
+fn cgroups(root: &Root) -> Vec<HostFinding> {
     if root.path("/sys/fs/cgroup/cgroup.controllers").exists() {
         return Vec::new();
     }
@@ -211,7 +211,7 @@ fn cgroups(root: &Root) -> Vec<Finding> {
     )]
 }
 
-fn tools(root: &Root) -> Vec<Finding> {
+fn tools(root: &Root) -> Vec<HostFinding> {
     let absent: Vec<_> = TOOLS
         .into_iter()
         .filter(|name| program(root, name).is_none())
@@ -226,7 +226,7 @@ fn tools(root: &Root) -> Vec<Finding> {
     )]
 }
 
-fn modules(root: &Root) -> Vec<Finding> {
+fn modules(root: &Root) -> Vec<HostFinding> {
     let overlay = root.text("/proc/filesystems").is_ok_and(|text| {
         text.lines()
             .any(|line| line.split_whitespace().last() == Some("overlay"))

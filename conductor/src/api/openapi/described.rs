@@ -51,6 +51,21 @@ impl ToSchema for NewHost {
     }
 }
 
+/// An image as it is given: what is seen of it may be sent back.
+struct NewImage;
+
+impl PartialSchema for NewImage {
+    fn schema() -> RefOr<Schema> {
+        Image::schema()
+    }
+}
+
+impl ToSchema for NewImage {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        Image::schemas(schemas);
+    }
+}
+
 /// What calls are grouped by.
 pub(super) const TAGS: [(&str, &str); 4] = [
     (
@@ -118,10 +133,10 @@ pub(super) fn describe(all: &mut Document) {
     seeing(all);
     work_on_a_host(all);
     fleet(all);
-    resources::<Image, ImageList>(all, "images", "Image");
+    resources::<Image, ImageList, NewImage>(all, "images", "Image");
     contents(all);
-    resources::<Profile, ProfileList>(all, "profiles", "Profile");
-    resources::<Cluster, ClusterList>(all, "clusters", "Cluster");
+    resources::<Profile, ProfileList, Profile>(all, "profiles", "Profile");
+    resources::<Cluster, ClusterList, Cluster>(all, "clusters", "Cluster");
     checks(all);
     conductor(all);
     agents(all);
@@ -282,14 +297,14 @@ fn operations(all: &mut Document) {
 }
 
 /// A kind of document: `one` is how its operations are named.
-fn resources<R: ToSchema, L: ToSchema>(all: &mut Document, plural: &str, one: &str) {
+fn resources<R: ToSchema, L: ToSchema, N: ToSchema>(all: &mut Document, plural: &str, one: &str) {
     let path = format!("/v1/{plural}");
     let summary = format!("{one}s, by name.");
     let call = all.call("GET", &path, &format!("list{one}s"), &summary);
     listed(call.answers::<L>(200, "They are for all projects."));
     let summary = format!("Makes a new {one}.");
     dry_run(all.call("POST", &path, &format!("create{one}"), &summary))
-        .body::<R>()
+        .body::<N>()
         .answers::<R>(200, "As it would be: a dry run.")
         .answers::<R>(201, "As it is.")
         .or(&[409]);
@@ -298,7 +313,7 @@ fn resources<R: ToSchema, L: ToSchema>(all: &mut Document, plural: &str, one: &s
         .answers::<R>(200, "As it is.");
     let summary = format!("Makes or changes the {one}, whole.");
     conditional(all.call("PUT", &path, &format!("replace{one}"), &summary))
-        .body::<R>()
+        .body::<N>()
         .answers::<R>(200, "As changed.")
         .answers::<R>(201, "As made.");
     let summary = format!("Changes the {one} by a JSON merge patch (RFC 7386).");

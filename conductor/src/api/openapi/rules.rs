@@ -88,6 +88,7 @@ fn add_variants(schemas: &mut BTreeMap<String, Value>) -> Vec<Rule> {
     let password = json!({"bmc_password": is("Secret_String")});
     let rules = vec![
         rule("Image", "/properties/metadata", is("SharedMetadata")),
+        rule("NewImage", "/properties/metadata", is("SharedMetadata")),
         rule("Profile", "/properties/metadata", is("SharedMetadata")),
         rule("Cluster", "/properties/metadata", is("SharedMetadata")),
         rule(
@@ -147,6 +148,11 @@ fn name() -> Value {
     json!({"minLength": 1, "maxLength": 63, "pattern": NAME})
 }
 
+/// A status in what is given.
+fn sent_back() -> Value {
+    json!({"status": {"description": "May be sent back as it was read; ignored."}})
+}
+
 fn names() -> Vec<Rule> {
     let labels = json!({
         "propertyNames": {"type": "string", "pattern": KEY},
@@ -188,10 +194,9 @@ fn hosts() -> Vec<Rule> {
         "properties": {"externally_provisioned": {"const": true}, "image": {"type": "object"}},
     }});
     let bytes = json!({"maximum": u64::MAX});
-    let status = json!({"status": {"description": "May be sent back as it was read; ignored."}});
     vec![
-        rule("HostManifest", "/properties", status.clone()),
-        rule("NewHost", "/properties", status),
+        rule("HostManifest", "/properties", sent_back()),
+        rule("NewHost", "/properties", sent_back()),
         rule("BmcSpec", "/properties/address", address),
         rule("HostSpec", "", reachable),
         rule("HostSpec", "/properties/image_name", name()),
@@ -218,6 +223,7 @@ fn hosts() -> Vec<Rule> {
 
 fn images() -> Vec<Rule> {
     let mut all = [image("ImageRef"), image("ImageSpec")].concat();
+    all.push(rule("NewImage", "/properties", sent_back()));
     all.push(rule(
         "ImageSpec",
         "",
