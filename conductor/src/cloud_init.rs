@@ -12,6 +12,10 @@
 //! that varies lies in `ferrite/daemon.json` on the drive. It runs at every boot and changes
 //! nothing twice.
 
+//!
+//! A host that joins its cluster by cloud-init has a vendor script for it, a constant too: user data
+//! replaces no scripts, and cloud-init runs it once an instance, after packages and files.
+
 use base64::Engine;
 use ferrite_proto::agent_api::DaemonConfig;
 use ferrite_proto::host::{Host, HostSecrets};
@@ -19,6 +23,8 @@ use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::secret::Secret;
 use ferrite_proto::step::{CONFIG_DRIVE_DAEMON, ConfigFile};
 use serde_json::{Map, Value};
+
+use crate::lifecycle::joining::JoinFiles;
 
 /// Starts the daemon's installation from the config drive. It mounts the drive itself, `exec`, so
 /// that a `noexec` on `/run` or in fstab does not matter; a drive that is gone is not an error.
@@ -30,6 +36,34 @@ mkdir -p /run/ferrite-config && mount -o ro,exec LABEL=config-2 /run/ferrite-con
 status=$?
 umount /run/ferrite-config
 exit $status
+";
+
+/// Where kubeadm's configurations lie on the drive, of a host that joins by cloud-init.
+const KUBEADM: &str = "ferrite/kubeadm";
+
+/// Joins the cluster. The configuration is copied to memory, for root alone, and goes away after;
+/// kubeadm is tried again while its token may live, with nothing left of the try before.
+const JOIN: &str = "\
+#!/bin/sh
+umask 077
+drive=/run/ferrite-config
+mkdir -p $drive && mount -o ro LABEL=config-2 $drive || exit 1
+case $(kubeadm version -o short) in
+v1.2[0-9].* | v1.30.*) version=v1beta3 ;;
+*) version=v1beta4 ;;
+esac
+cp $drive/ferrite/kubeadm/$version.yaml /run/ferrite-join.yaml
+copied=$?
+umount $drive
+[ $copied = 0 ] || exit 1
+for try in 1 2 3 4 5; do
+\tkubeadm join --config /run/ferrite-join.yaml && break
+\tstatus=$?
+\tkubeadm reset --force
+\tsleep 10
+done
+rm -f /run/ferrite-join.yaml
+exit ${status:-0}
 ";
 
 /// Why a config drive cannot be made of what was given.
@@ -80,6 +114,7 @@ pub(crate) fn config_drive(
     host: &Host,
     secrets: &HostSecrets,
     daemon: &DaemonConfig,
+    join: Option<&JoinFiles>,
 ) -> Result<Vec<ConfigFile>, ConfigDriveError> {
     let encode = |file: &'static str, value: &Value| {
         serde_json::to_string_pretty(value).map_err(|source| ConfigDriveError::Encode {
@@ -93,7 +128,10 @@ pub(crate) fn config_drive(
         file: CONFIG_DRIVE_DAEMON,
         source,
     })?;
-    let vendor = vendor_data(secrets.vendor_data.as_ref().map(Secret::expose));
+    let vendor = vendor_data(
+        secrets.vendor_data.as_ref().map(Secret::expose),
+        join.is_some(),
+    );
     let mut files = vec![
         file(
             "openstack/latest/meta_data.json",
@@ -108,11 +146,14 @@ pub(crate) fn config_drive(
             encode(CONFIG_DRIVE_DAEMON, &daemon_json)?,
         ),
     ];
-    if let Some(user_data) = &secrets.user_data {
-        files.push(file(
-            "openstack/latest/user_data",
-            user_data.expose().clone(),
-        ));
+    if let Some(user_data) = user_data(secrets) {
+        files.push(file("openstack/latest/user_data", user_data));
+    }
+    if let Some(join) = join {
+        for (version, text) in [("v1beta3", &join.v1beta3), ("v1beta4", &join.v1beta4)] {
+            let path = format!("{KUBEADM}/{version}.yaml");
+            files.push(file(&path, text.expose().clone()));
+        }
     }
     if let Some(network_data) = &secrets.network_data {
         check_json(host, network_data.expose())?;
@@ -160,23 +201,42 @@ fn meta_data(host: &Host, secrets: &HostSecrets) -> Value {
     Value::Object(meta)
 }
 
-/// cloud-init's vendor data: a MIME archive of our boothook and the person's vendor data.
-fn vendor_data(theirs: Option<&String>) -> Value {
-    let mut parts = vec![format!(
-        "Content-Type: text/cloud-boothook; charset=\"us-ascii\"\nMIME-Version: 1.0\n\n{BOOTHOOK}"
-    )];
+/// What a person gave, or a bootstrap provider, as it is; of both, a MIME archive.
+fn user_data(secrets: &HostSecrets) -> Option<String> {
+    let of = |data: &Option<Secret<String>>| data.as_ref().map(|data| data.expose().clone());
+    match (of(&secrets.user_data), of(&secrets.bootstrap_data)) {
+        (Some(user), Some(bootstrap)) => {
+            Some(archive(&[their_part(&user), their_part(&bootstrap)]))
+        }
+        (one, other) => one.or(other),
+    }
+}
+
+/// cloud-init's vendor data: a MIME archive of our scripts and the person's vendor data.
+fn vendor_data(theirs: Option<&String>, joins: bool) -> Value {
+    let mut parts = vec![our_part("text/cloud-boothook", BOOTHOOK)];
+    parts.extend(joins.then(|| our_part("text/x-shellscript", JOIN)));
     parts.extend(theirs.map(|text| their_part(text)));
-    let boundary = boundary(&parts);
+    serde_json::json!({ "cloud-init": archive(&parts) })
+}
+
+fn our_part(kind: &str, text: &str) -> String {
+    format!("Content-Type: {kind}; charset=\"us-ascii\"\nMIME-Version: 1.0\n\n{text}")
+}
+
+/// A MIME archive, as cloud-init reads it.
+fn archive(parts: &[String]) -> String {
+    let boundary = boundary(parts);
     let mut archive =
         format!("Content-Type: multipart/mixed; boundary=\"{boundary}\"\nMIME-Version: 1.0\n\n");
-    for part in &parts {
+    for part in parts {
         archive.extend(["--", &boundary, "\n", part, "\n"]);
     }
     archive.extend(["--", &boundary, "--\n"]);
-    serde_json::json!({ "cloud-init": archive })
+    archive
 }
 
-/// A person's vendor data as a part. A MIME archive is a part as it is; anything else goes in as
+/// Data of a person as a part. A MIME archive is a part as it is; anything else goes in as
 /// base64, byte for byte, with the type left for cloud-init to find from its first line.
 fn their_part(text: &str) -> String {
     let lower = text.get(..13).map(str::to_ascii_lowercase);
@@ -240,7 +300,11 @@ mod tests {
     }
 
     fn drive(secrets: &HostSecrets) -> BTreeMap<String, String> {
-        config_drive(&host(), secrets, &daemon())
+        drive_with(secrets, None)
+    }
+
+    fn drive_with(secrets: &HostSecrets, join: Option<&JoinFiles>) -> BTreeMap<String, String> {
+        config_drive(&host(), secrets, &daemon(), join)
             .unwrap()
             .into_iter()
             .map(|file| (file.path, file.content.into_inner()))
@@ -286,6 +350,57 @@ mod tests {
         for value in ["once-only", "host-1", "10.77.0.1"] {
             assert!(!archive.contains(value), "{value}");
         }
+    }
+
+    /// The parts of an archive in base64, decoded.
+    fn theirs(archive: &str) -> Vec<String> {
+        let encoded = archive.split("base64\n\n").skip(1);
+        let lines = |text: &str| -> String {
+            let lines = text.lines().take_while(|line| !line.is_empty());
+            lines.collect()
+        };
+        let decode = |text: String| base64::engine::general_purpose::STANDARD.decode(text);
+        encoded
+            .map(|text| String::from_utf8(decode(lines(text)).unwrap()).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn bootstrap_data_is_passed_on_as_it_is_and_beside_user_data() {
+        let bootstrap = "## template: jinja\n#cloud-config\nruncmd: [\"kubeadm join {{ ds }}\"]\n";
+        let mut secrets = HostSecrets {
+            bootstrap_data: Some(secret(bootstrap)),
+            ..HostSecrets::default()
+        };
+        assert_eq!(drive(&secrets)["openstack/latest/user_data"], bootstrap);
+        let user = "#cloud-config\npackages: [\u{e9}]\n";
+        secrets.user_data = Some(secret(user));
+        let both = drive(&secrets)["openstack/latest/user_data"].clone();
+        assert!(both.starts_with("Content-Type: multipart/mixed; boundary="));
+        assert_eq!(theirs(&both), [user, bootstrap]);
+    }
+
+    #[test]
+    fn a_host_that_joins_by_cloud_init_has_a_constant_script_and_its_configuration() {
+        let files = JoinFiles {
+            v1beta3: secret("three"),
+            v1beta4: secret("four"),
+        };
+        let secrets = HostSecrets {
+            user_data: Some(secret("#cloud-config\nruncmd: []\n")),
+            ..HostSecrets::default()
+        };
+        let drive = drive_with(&secrets, Some(&files));
+        assert_eq!(drive["ferrite/kubeadm/v1beta3.yaml"], "three");
+        assert_eq!(drive["ferrite/kubeadm/v1beta4.yaml"], "four");
+        let archive = vendor_archive(&drive);
+        assert!(archive.contains(JOIN) && archive.contains(BOOTHOOK));
+        assert!(archive.contains("Content-Type: text/x-shellscript"));
+        assert_eq!(
+            drive["openstack/latest/user_data"],
+            secrets.user_data.unwrap().into_inner()
+        );
+        assert!(!vendor_archive(&self::drive(&HostSecrets::default())).contains("kubeadm"));
     }
 
     #[test]
@@ -335,7 +450,7 @@ mod tests {
             network_data: Some(secret("links: [secret-key]")),
             ..HostSecrets::default()
         };
-        let problem = config_drive(&host(), &bad, &daemon())
+        let problem = config_drive(&host(), &bad, &daemon(), None)
             .unwrap_err()
             .problem();
         assert_eq!(problem.code, Code::ConfigDrive);

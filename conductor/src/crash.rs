@@ -166,9 +166,9 @@ impl Work {
             Action::Cancel => Self::Cancel,
             Action::ForgetAgent => Self::ForgetAgent,
             Action::OsIsUp
-            | Action::Order(StepName::AwaitOs | StepName::CheckCluster | StepName::Join) => {
-                Self::OsIsUp
-            }
+            | Action::Order(
+                StepName::AwaitOs | StepName::CheckCluster | StepName::MintToken | StepName::Join,
+            ) => Self::OsIsUp,
             Action::Remove => Self::Remove,
         })
     }

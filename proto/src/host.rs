@@ -345,6 +345,13 @@ pub struct HostSecrets {
     /// cloud-init user data, passed as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_data: Option<Secret<String>>,
+    /// What Cluster API's bootstrap provider made (the Secret's key `value`), passed as it is; with
+    /// user data, both are parts of one MIME archive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bootstrap_data: Option<Secret<String>>,
+    /// The form of that (the Secret's key `format`); cloud-config unless said otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bootstrap_format: Option<BootstrapFormat>,
     /// OpenStack `network_data.json`, as Metal3 takes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_data: Option<Secret<String>>,
@@ -354,6 +361,18 @@ pub struct HostSecrets {
     /// cloud-init vendor data (cloud-config or script), run beside ours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vendor_data: Option<Secret<String>>,
+}
+
+/// The form of bootstrap data, as Cluster API names it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum BootstrapFormat {
+    /// Any text that cloud-init reads, a template with a `## template: jinja` line too.
+    #[default]
+    CloudConfig,
+    /// JSON; it cannot be put together with user data.
+    Ignition,
 }
 
 /// Metal3's states. One flat enum; retries, timers, errors and operations live beside it.

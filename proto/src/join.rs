@@ -30,9 +30,34 @@ pub struct JoinSpec {
     /// Taints that its Node is registered with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub node_taints: Vec<NodeTaint>,
+    /// Who runs `kubeadm join`.
+    #[serde(default, skip_serializing_if = "JoinBy::is_daemon")]
+    pub by: JoinBy,
     /// Whether pods are asked to leave before the host is taken back; true unless said otherwise.
     #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
     pub drain: bool,
+}
+
+/// Who runs `kubeadm join` on the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum JoinBy {
+    /// The host daemon, with a token that no disk ever has.
+    #[default]
+    Daemon,
+    /// cloud-init, with a token that is on the config drive until the Node appears.
+    CloudInit,
+    /// The user data or the bootstrap data that somebody gave. Ferrite makes no token, and watches.
+    UserData,
+}
+
+impl JoinBy {
+    /// Whether it is the daemon, as where nothing is said.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+    fn is_daemon(&self) -> bool {
+        *self == Self::Daemon
+    }
 }
 
 const fn yes() -> bool {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ferrite_proto::digest::Digest;
-use ferrite_proto::host::{AutomatedCleaning, BootVia};
+use ferrite_proto::host::{AutomatedCleaning, BootVia, BootstrapFormat};
 use ferrite_proto::image::Format;
 use ferrite_proto::inventory::BootMode;
 use ferrite_proto::mac::Mac;
@@ -393,6 +393,17 @@ pub(crate) struct Data {
     /// File with cloud-init user data.
     #[arg(long = "user-data", value_name = "FILE")]
     pub(crate) user: Option<PathBuf>,
+    /// File with what a bootstrap provider of Cluster API made: the key `value` of its Secret.
+    #[arg(long = "bootstrap-data", value_name = "FILE")]
+    pub(crate) bootstrap: Option<PathBuf>,
+    /// The key `format` of that Secret.
+    #[arg(
+        long,
+        requires = "bootstrap",
+        value_parser = word::<BootstrapFormat>,
+        value_name = "cloud-config|ignition"
+    )]
+    pub(crate) bootstrap_format: Option<BootstrapFormat>,
     /// File with `network_data.json`.
     #[arg(long = "network-data", value_name = "FILE")]
     pub(crate) network: Option<PathBuf>,
@@ -434,7 +445,7 @@ pub(crate) struct Provision {
 }
 
 /// A word of the API, as the API writes it.
-fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+pub(super) fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|e| e.to_string())
 }
 

@@ -300,6 +300,8 @@ impl Data {
         Ok(HostSecrets {
             bmc_password: None,
             user_data: read(&self.user)?,
+            bootstrap_data: read(&self.bootstrap)?,
+            bootstrap_format: self.bootstrap_format,
             network_data: read(&self.network)?,
             meta_data: (!meta_data.is_empty()).then_some(meta_data),
             vendor_data: read(&self.vendor)?,

@@ -3,10 +3,11 @@
 use anyhow::Context as _;
 use clap::Args;
 use ferrite_proto::host::Host;
-use ferrite_proto::join::{JoinSpec, NodeTaint};
+use ferrite_proto::join::{JoinBy, JoinSpec, NodeTaint};
 use reqwest::Method;
 use serde_json::json;
 
+use super::args::word;
 use super::client::Client;
 use super::host::{pair, path};
 
@@ -32,6 +33,16 @@ pub(crate) struct JoinArgs {
         requires = "cluster"
     )]
     taints: Vec<String>,
+    /// Who runs `kubeadm join`. cloud-init has the token on the config drive until the Node
+    /// appears; with user-data, what you or Cluster API gave joins, and Ferrite watches.
+    #[arg(
+        long,
+        requires = "cluster",
+        value_parser = word::<JoinBy>,
+        value_name = "daemon|cloud-init|user-data",
+        default_value = "daemon"
+    )]
+    join: JoinBy,
 }
 
 impl JoinArgs {
@@ -46,6 +57,7 @@ impl JoinArgs {
             cluster: cluster.clone(),
             node_labels: labels.collect::<anyhow::Result<_>>()?,
             node_taints: taints.collect::<anyhow::Result<_>>()?,
+            by: self.join,
             drain: true,
         }))
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use ferrite_proto::host::{HostKind, HostSpec};
+use ferrite_proto::host::{BootstrapFormat, HostKind, HostSpec};
 use ferrite_proto::resource::{ApiVersion, Metadata};
 use ferrite_proto::secret::Secret;
 use serde::Deserialize;
@@ -286,6 +286,8 @@ struct AnyDocument {
 struct Secrets {
     bmc_password: Option<SecretSource>,
     user_data: Option<SecretSource>,
+    bootstrap_data: Option<SecretSource>,
+    bootstrap_format: Option<BootstrapFormat>,
     network_data: Option<SecretSource>,
     vendor_data: Option<SecretSource>,
     meta_data: Option<BTreeMap<String, String>>,

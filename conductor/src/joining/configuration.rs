@@ -119,7 +119,7 @@ fn arguments(provider_id: &str, newer: bool) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ferrite_proto::join::{NodeTaint, TaintEffect};
+    use ferrite_proto::join::{JoinBy, NodeTaint, TaintEffect};
 
     fn version(text: &str) -> Version {
         Version::parse(text).unwrap()
@@ -160,6 +160,7 @@ mod tests {
                 value: "yes: \"really\"".into(),
                 effect: TaintEffect::NoSchedule,
             }],
+            by: JoinBy::Daemon,
             drain: true,
         };
         let text = render(&Facts {

@@ -1,15 +1,18 @@
 //! Does at a cluster what was decided, then notes in the record what came of it. It makes no
 //! choices, as `execute.rs` does not; each action may be done again.
 
-use ferrite_proto::join::{JoinSpec, JoinStatus};
+use ferrite_proto::join::{JoinBy, JoinSpec, JoinStatus};
 use ferrite_proto::problem::{Code, Problem};
 
 use super::StepName;
 use super::change::Change;
 use super::execute::World;
-use super::joining::{Csr, Draining, JoinAction, Joining, Look, SeenNode, provider_id};
-use super::record::Record;
-use crate::cluster::{Clusters, CsrState, Node, Taint};
+use super::joining::{
+    Csr, Draining, JOINING, JoinAction, JoinFiles, Joining, Look, SeenNode, provider_id,
+};
+use super::record::{Limits, Record};
+use crate::cluster::{Clusters, CsrState, HostRun, Node, Taint};
+use crate::joining::configuration::{self, Facts, Version};
 use crate::store::Stored;
 
 /// What was learned.
@@ -19,6 +22,8 @@ pub(super) enum Told {
     Nothing,
     /// What the cluster says of the host.
     Look(Look),
+    /// A token was made, and goes onto the config drive.
+    Minted(String, JoinFiles),
     /// How far the pods are.
     Drained(Draining),
 }
@@ -26,8 +31,8 @@ pub(super) enum Told {
 /// Performs an action, and notes it.
 pub(super) async fn act(world: &World, stored: &Stored, action: JoinAction) -> Result<(), Problem> {
     let record = &stored.record;
-    let effect = effect(&world.clusters, record, action).await;
     let limits = &world.limits;
+    let effect = effect(&world.clusters, record, action, limits).await;
     let noted = world
         .hosts
         .update_as_owner(&record.host.name, |change| {
@@ -42,12 +47,7 @@ pub(super) async fn act(world: &World, stored: &Stored, action: JoinAction) -> R
 }
 
 /// Notes what came of an action.
-pub(super) fn note(
-    change: &mut Change,
-    action: JoinAction,
-    told: &Told,
-    limits: &super::record::Limits,
-) {
+pub(super) fn note(change: &mut Change, action: JoinAction, told: &Told, limits: &Limits) {
     match (action, told) {
         (JoinAction::Check, _) => {
             change.clear_error_of(Code::concerns_joining);
@@ -59,23 +59,38 @@ pub(super) fn note(
         (JoinAction::Revoke, _) => change.revoked(),
         (JoinAction::Drain, Told::Drained(draining)) => change.drained(draining),
         (JoinAction::DeleteNode, _) => change.left_cluster(),
+        (JoinAction::Mint, Told::Minted(token, files)) => change.minted(token, files),
+        // Joining by cloud-init is wanted no longer.
+        (JoinAction::Mint, _) => change.own_step_done(StepName::MintToken),
         (JoinAction::Look | JoinAction::Drain, _) => {}
     }
 }
 
-async fn effect(clusters: &Clusters, record: &Record, action: JoinAction) -> Result<Told, Problem> {
+async fn effect(
+    clusters: &Clusters,
+    record: &Record,
+    action: JoinAction,
+    limits: &Limits,
+) -> Result<Told, Problem> {
     if action == JoinAction::Check {
         let Some(spec) = &record.host.spec.join else {
             return Ok(Told::Nothing);
         };
         return check(clusters, record, spec).await;
     }
+    if action == JoinAction::Mint {
+        let spec = record.host.spec.join.as_ref();
+        let Some(spec) = spec.filter(|spec| spec.by == JoinBy::CloudInit) else {
+            return Ok(Told::Nothing);
+        };
+        return mint(clusters, record, spec, limits).await;
+    }
     let (Some(joining), Some(status)) = (&record.run.joining, &record.host.status.join) else {
         return Ok(Told::Nothing);
     };
     let (cluster, node) = (status.cluster.as_str(), status.node.as_str());
     match action {
-        JoinAction::Check | JoinAction::Begin => {}
+        JoinAction::Check | JoinAction::Mint | JoinAction::Begin => {}
         JoinAction::Look => return look(clusters, joining, status).await.map(Told::Look),
         JoinAction::Settle => {
             let taints: Vec<_> = joining.spec.node_taints.iter().map(taint).collect();
@@ -100,6 +115,40 @@ async fn check(clusters: &Clusters, record: &Record, spec: &JoinSpec) -> Result<
         delete(clusters, cluster, name, record).await?;
     }
     Ok(Told::Nothing)
+}
+
+/// A token which lives until the slowest of boots would have joined.
+async fn mint(
+    clusters: &Clusters,
+    record: &Record,
+    spec: &JoinSpec,
+    limits: &Limits,
+) -> Result<Told, Problem> {
+    let host = HostRun {
+        name: record.host.name.clone(),
+        uid: record.host.uid.clone(),
+        run: format!("{}.1", record.run.request),
+    };
+    let life = limits.step + limits.daemon + JOINING;
+    let minted = clusters.mint(&spec.cluster, &host, life).await?;
+    let file = |minor| {
+        configuration::render(&Facts {
+            kubeadm: Version { major: 1, minor },
+            endpoint: &minted.endpoint,
+            token: &minted.token,
+            ca_hashes: &minted.ca_hashes,
+            node: &record.host.name,
+            provider_id: &provider_id(record),
+            cri_socket: None,
+            spec,
+            patched: false,
+        })
+    };
+    let files = JoinFiles {
+        v1beta3: file(30),
+        v1beta4: file(31),
+    };
+    Ok(Told::Minted(minted.token_id, files))
 }
 
 /// A cluster that is not there yet may be added any time.

@@ -17,7 +17,7 @@ use super::at_cluster::{self, Told};
 use super::change::{Change, NewTicket};
 use super::image::Wanted;
 use super::intent;
-use super::joining::{Draining, JoinAction, Look};
+use super::joining::{Draining, JoinAction, JoinFiles, Look};
 use super::plan::{Action, Decision, plan};
 use super::record::{BootPhase, HelloFacts, Kept, Limits, Observed, Record};
 
@@ -350,6 +350,14 @@ fn at_cluster(
         (_, Err(problem)) => return change.fail(problem, limits),
         (JoinAction::Look, Ok(look)) => Told::Look(look),
         (JoinAction::Drain, Ok(_)) => Told::Drained(draining),
+        (JoinAction::Mint, Ok(_)) => {
+            let file = || Secret::new("token".to_owned());
+            let files = JoinFiles {
+                v1beta3: file(),
+                v1beta4: file(),
+            };
+            Told::Minted("abcdef".to_owned(), files)
+        }
         (_, Ok(_)) => Told::Nothing,
     };
     at_cluster::note(change, action, &told, limits);

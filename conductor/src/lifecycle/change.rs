@@ -9,6 +9,7 @@ use ferrite_proto::api::HostEvent;
 use ferrite_proto::host::{AgentStatus, HostError, HostState, Power, Run};
 use ferrite_proto::image::ImageRef;
 use ferrite_proto::inventory::Inventory;
+use ferrite_proto::join::JoinBy;
 use ferrite_proto::problem::{Class, Code, Problem};
 use ferrite_proto::secret::Secret;
 use ferrite_proto::step::RootDisk;
@@ -546,10 +547,16 @@ impl Change {
     /// The steps of the state begin.
     pub(crate) fn begin_steps(&mut self, kind: Kind) {
         let mut steps = self.record.run.chosen.clone();
-        let joins = kind == Kind::Deploy && self.record.host.spec.join.is_some();
-        steps.extend(joins.then_some(StepName::CheckCluster));
-        steps.extend_from_slice(kind.steps());
-        steps.extend(joins.then_some(StepName::Join));
+        let join = self.record.host.spec.join.as_ref();
+        let join = join.filter(|_| kind == Kind::Deploy);
+        let on_drive = join.is_some_and(|join| join.by == JoinBy::CloudInit);
+        steps.extend(join.map(|_| StepName::CheckCluster));
+        for step in kind.steps() {
+            let mints = on_drive && *step == StepName::WriteConfigDrive;
+            steps.extend(mints.then_some(StepName::MintToken));
+            steps.push(*step);
+        }
+        steps.extend(join.map(|_| StepName::Join));
         self.record.run.workflow = Some(Workflow::of(kind, &steps));
     }
 
@@ -582,6 +589,7 @@ impl Change {
             | StepName::AwaitOs
             | StepName::Rescue
             | StepName::CheckCluster
+            | StepName::MintToken
             | StepName::Join => {}
         }
         self.record.host.status.step = Some(ferrite_proto::host::RunningStep {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ferrite_proto::address::Policy;
 use ferrite_proto::api::Provision;
 use ferrite_proto::host::{
-    BootVia, Host, HostManifest, HostSecrets, HostSpec, HostState, HostStatus,
+    BootVia, BootstrapFormat, Host, HostManifest, HostSecrets, HostSpec, HostState, HostStatus,
 };
 use ferrite_proto::join::JoinSpec;
 use ferrite_proto::problem::{Code, Problem};
@@ -90,7 +90,6 @@ impl Change {
             .validate()
             .and_then(|()| asked.image.check_address(Policy::Others))
             .map_err(|error| invalid(error.to_string(), "correct the image"))?;
-        check_secrets(&asked.secrets)?;
         if asked.secrets.bmc_password.is_some() {
             return Err(invalid(
                 "secrets.bmc_password does not belong here",
@@ -106,6 +105,7 @@ impl Change {
         check_values(&spec)?;
         let mut secrets = self.kept.host.clone();
         merge_secrets(&mut secrets, asked.secrets);
+        check_secrets(&secrets)?;
         let same = spec == self.record.host.spec && secrets == self.kept.host;
         if same && self.record.host.status.error.is_none() && self.record.run.deployment.is_some() {
             return Ok(());
@@ -143,7 +143,6 @@ impl Change {
     pub(crate) fn apply(&mut self, asked: HostManifest) -> Result<(), Problem> {
         self.refuse_what_a_deletion_forbids(&asked.spec)?;
         check_metadata(&asked.metadata)?;
-        check_secrets(&asked.secrets)?;
         check_spec(&asked.spec)?;
         self.compare(&asked.metadata)?;
         let mut secrets = self.kept.host.clone();
@@ -151,6 +150,7 @@ impl Change {
             secrets = only_bmc_password(secrets);
         }
         merge_secrets(&mut secrets, asked.secrets);
+        check_secrets(&secrets)?;
         let host = &mut self.record.host;
         let named = (&host.project, &host.labels, &host.annotations);
         let (labels, annotations) = (asked.metadata.labels, asked.metadata.annotations);
@@ -472,6 +472,14 @@ fn check_node(join: &JoinSpec) -> Result<(), Problem> {
 }
 
 fn check_secrets(secrets: &HostSecrets) -> Result<(), Problem> {
+    let format = secrets.bootstrap_format.unwrap_or_default();
+    let both = secrets.bootstrap_data.is_some() && secrets.user_data.is_some();
+    if both && format == BootstrapFormat::Ignition {
+        return Err(invalid(
+            "bootstrap data of Ignition and user data cannot be put together",
+            "leave the user data away: Ignition reads one document",
+        ));
+    }
     let Some(data) = &secrets.network_data else {
         return Ok(());
     };

@@ -8,8 +8,9 @@
 use std::time::Duration;
 
 use ferrite_proto::host::HostState;
-use ferrite_proto::join::{HostFinding, JoinEnd, JoinPhase, JoinSpec, JoinStatus};
+use ferrite_proto::join::{HostFinding, JoinBy, JoinEnd, JoinPhase, JoinSpec, JoinStatus};
 use ferrite_proto::problem::{Code, Problem};
+use ferrite_proto::secret::Secret;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,8 @@ const NODE: Duration = Duration::from_mins(3);
 const IDENTITY: Duration = Duration::from_mins(1);
 /// From there to ready.
 const READY: Duration = Duration::from_mins(5);
+/// What a token on a config drive lives longer than the OS may take to start.
+pub(super) const JOINING: Duration = Duration::from_mins(10);
 /// Between looks at the cluster while a host joins.
 const LOOK: Duration = Duration::from_secs(3);
 /// Between looks while the cluster's CNI is awaited, and at a drain.
@@ -49,6 +52,8 @@ pub(crate) enum JoinAction {
     /// Before anything is written: that the cluster can be joined, and that no other machine has
     /// the name there.
     Check,
+    /// Have a token made for a host that joins by cloud-init, before its config drive is written.
+    Mint,
     /// An attempt begins.
     Begin,
     /// Look for the certificate and the Node.
@@ -94,6 +99,16 @@ pub(crate) struct Joining {
     /// They have left.
     #[serde(default)]
     pub(crate) drained: bool,
+}
+
+/// kubeadm's configuration for a host that joins by cloud-init: nobody knows yet which version its
+/// image's kubeadm reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct JoinFiles {
+    /// As kubeadm reads it before 1.31.
+    pub(crate) v1beta3: Secret<String>,
+    /// Since.
+    pub(crate) v1beta4: Secret<String>,
 }
 
 /// What the cluster says of a host.
@@ -168,7 +183,7 @@ impl Record {
                 .run
                 .joining
                 .as_ref()
-                .is_some_and(|joining| !joining.failed)
+                .is_some_and(|joining| joining.spec.by == JoinBy::Daemon && !joining.failed)
     }
 }
 
@@ -181,7 +196,13 @@ impl View<'_> {
             return begin;
         };
         let spec = self.record.host.spec.join.as_ref();
-        if joining.failed || spec.is_some_and(|spec| spec.cluster != joining.spec.cluster) {
+        let other = spec.is_some_and(|spec| spec.cluster != joining.spec.cluster);
+        // Nothing can be given anew to an OS that was to join by itself: it is watched on.
+        let ended = match joining.spec.by {
+            JoinBy::Daemon => joining.failed || other,
+            JoinBy::CloudInit | JoinBy::UserData => status.phase == JoinPhase::Ordered,
+        };
+        if ended {
             return begin;
         }
         let since = self.past(Some(status.since)).unwrap_or(self.now);
@@ -196,7 +217,7 @@ impl View<'_> {
             (_, Some(next)) => next,
         };
         if due <= self.now {
-            return Decision::Fail(too_late(status, &proof));
+            return Decision::Fail(too_late(status, &proof, joining.spec.by));
         }
         let until = next.min(due);
         let hint = status.hint.as_ref().map(|hint| format!(" ({hint})"));
@@ -220,7 +241,11 @@ impl View<'_> {
             && self.record.run.deletion.is_none()
             && self.record.deployed_as_wanted()
             && !joining.failed
-            && status.is_some_and(|status| !status.phase.has_joined());
+            && status.is_some_and(|status| match joining.spec.by {
+                // It is on a disk: no longer than the kubelet needs it.
+                JoinBy::CloudInit => status.phase <= JoinPhase::Node,
+                JoinBy::Daemon | JoinBy::UserData => !status.phase.has_joined(),
+            });
         (!under_way).then_some(Decision::Do(Action::Join(JoinAction::Revoke)))
     }
 
@@ -341,24 +366,84 @@ const fn proof(phase: JoinPhase) -> Option<Proof> {
 }
 
 /// What kubeadm said is closer to the cause than what is missing because of it.
-fn too_late(status: &JoinStatus, proof: &Proof) -> Problem {
+fn too_late(status: &JoinStatus, proof: &Proof, by: JoinBy) -> Problem {
     status.hint.clone().unwrap_or_else(|| {
         let (what, limit) = (proof.what, proof.limit);
         let since = clock(status.since);
         let text = format!("waited for {what} since {since} for {limit:?}");
-        Problem::new(proof.code, text, proof.advice)
+        let advice = match by {
+            JoinBy::Daemon => proof.advice,
+            JoinBy::CloudInit => {
+                "/var/log/cloud-init-output.log on the host has kubeadm's words; its token is gone: \
+                 `ferrite host provision` deploys it anew with another"
+            }
+            JoinBy::UserData => {
+                "/var/log/cloud-init-output.log on the host tells how the data that was given \
+                 joined; the Node is to have the host's name"
+            }
+        };
+        Problem::new(proof.code, text, advice)
     })
 }
 
 impl Change {
+    /// A token was made for a host that joins by cloud-init.
+    pub(crate) fn minted(&mut self, token: &str, files: &JoinFiles) {
+        let Some(spec) = self.record.host.spec.join.clone() else {
+            self.own_step_done(StepName::MintToken);
+            return;
+        };
+        self.record.host.status.join = None;
+        self.open_attempt(spec);
+        let (now, uuid) = (self.now, self.record.run.system_uuid.clone());
+        if let Some(joining) = &mut self.record.run.joining {
+            joining.given_at = Some(now);
+            joining.token = Some(token.to_owned());
+            joining.system_uuid = uuid;
+        }
+        self.kept.join = Some(files.clone());
+        self.clear_error_of(Code::concerns_joining);
+        self.event(
+            "join",
+            format!("bootstrap token {token} goes onto the config drive"),
+        );
+        self.own_step_done(StepName::MintToken);
+    }
+
     /// An attempt to join begins.
     pub(crate) fn begin_joining(&mut self) {
-        let (host, now) = (&self.record.host, self.now);
-        let Some(spec) = host.spec.join.clone() else {
+        let Some(spec) = self.record.host.spec.join.clone() else {
             // It is wanted no longer.
             self.own_step_done(StepName::Join);
             return;
         };
+        self.kept.join = None;
+        let minted = self.record.run.joining.as_ref();
+        let minted = minted.is_some_and(|minted| minted.spec.by == JoinBy::CloudInit);
+        match spec.by {
+            JoinBy::Daemon => return self.open_attempt(spec),
+            JoinBy::CloudInit if minted => {}
+            JoinBy::CloudInit | JoinBy::UserData => self.watch_attempt(spec),
+        }
+        let now = self.now;
+        self.stages().open("join", now);
+        self.join_phase(JoinPhase::Certificate);
+    }
+
+    /// Whoever has the OS join does so since it boots.
+    fn watch_attempt(&mut self, spec: JoinSpec) {
+        let booting = self.record.run.deployment.as_ref();
+        let booting = booting.and_then(|deployment| deployment.booting_at);
+        self.open_attempt(spec);
+        let uuid = self.record.run.system_uuid.clone();
+        if let Some(joining) = &mut self.record.run.joining {
+            joining.given_at = booting.or(Some(joining.ordered_at));
+            joining.system_uuid = uuid;
+        }
+    }
+
+    fn open_attempt(&mut self, spec: JoinSpec) {
+        let (host, now) = (&self.record.host, self.now);
         let before = host.status.join.as_ref();
         let attempt = before.map_or(0, |before| before.attempt).saturating_add(1);
         let uid = self.record.run.joining.take().and_then(|old| old.node_uid);
@@ -371,7 +456,7 @@ impl Change {
             hint: None,
             findings: Vec::new(),
         };
-        if attempt == 1 {
+        if attempt == 1 && spec.by == JoinBy::Daemon {
             self.stages().open("join", now);
         }
         self.event(
@@ -495,8 +580,14 @@ impl Change {
     /// The cluster was looked at.
     pub(crate) fn looked(&mut self, look: &Look, limits: &Limits) {
         let now = self.now;
+        let mut over = false;
         if let Some(joining) = &mut self.record.run.joining {
             joining.looked_at = Some(now);
+            over = joining.failed;
+        }
+        if over {
+            // Nobody tries again: it stays an error, unless it comes after all.
+            return self.looked_after_the_end(look);
         }
         if let (Some(_), Some(status)) = (
             &self.record.host.status.error,
@@ -517,6 +608,20 @@ impl Change {
             return self.join_failed(problem, limits);
         }
         while let Some(next) = self.next_proof(look) {
+            self.join_phase(next);
+            if next == JoinPhase::Settling {
+                break;
+            }
+        }
+        self.note_readiness(look);
+    }
+
+    fn looked_after_the_end(&mut self, look: &Look) {
+        while let Some(next) = self.next_proof(look) {
+            self.clear_error_of(Code::concerns_joining);
+            if let Some(joining) = &mut self.record.run.joining {
+                joining.failed = false;
+            }
             self.join_phase(next);
             if next == JoinPhase::Settling {
                 break;
@@ -556,8 +661,11 @@ impl Change {
         let uuid = joining.and_then(|joining| joining.system_uuid.as_ref());
         let daemon = self.record.host.status.daemon.as_ref();
         let ours = provider_id(&self.record);
+        // Who else joins it names it otherwise.
+        let theirs = joining.is_some_and(|joining| joining.spec.by == JoinBy::UserData);
+        let named = node.provider_id.as_ref();
         uuid.is_none_or(|uuid| uuid.eq_ignore_ascii_case(&node.system_uuid))
-            && node.provider_id.as_ref().is_none_or(|told| *told == ours)
+            && (theirs || named.is_none_or(|told| *told == ours))
             && daemon.is_some_and(|daemon| daemon.boot_id == node.boot_id)
     }
 
@@ -620,6 +728,7 @@ impl Change {
 
     /// No token of it is out any more.
     pub(crate) fn revoked(&mut self) {
+        self.kept.join = None;
         if let Some(joining) = &mut self.record.run.joining {
             joining.token = None;
         }
@@ -664,6 +773,7 @@ impl Change {
     pub(crate) fn left_cluster(&mut self) {
         let left = self.record.host.status.join.take();
         self.record.run.joining = None;
+        self.kept.join = None;
         if let Some(status) = left {
             self.event("join", format!("it has left {}", status.cluster));
         }

@@ -2,6 +2,7 @@
 
 use ferrite_proto::join::{JoinEnd, JoinPhase};
 use ferrite_proto::problem::{Code, Problem};
+use ferrite_proto::step::Outcome;
 use jiff::SignedDuration;
 use serde_json::json;
 
@@ -10,9 +11,14 @@ use super::joining::{Csr, Draining, Look, SeenNode};
 
 /// A host that is to join, whose OS is up.
 fn os_is_up() -> Bench {
+    os_is_up_to_join(&json!({"cluster": "prod"}), Ok(Look::default()))
+}
+
+fn os_is_up_to_join(join: &serde_json::Value, cluster: Result<Look, Problem>) -> Bench {
     let mut bench = Bench::available(spec());
     bench.told();
-    bench.set(&json!({"image": image("a"), "join": {"cluster": "prod"}}));
+    bench.cluster = cluster;
+    bench.set(&json!({"image": image("a"), "join": join}));
     bench.deploy();
     bench.check_in("boot-1");
     bench
@@ -322,4 +328,108 @@ fn an_attempt_that_is_no_longer_wanted_gives_its_token_up() {
     let told = bench.told();
     assert!(told.contains("Join(Revoke)"), "{told}");
     assert!(!bench.record.is_joining(1));
+}
+
+#[test]
+fn a_token_for_cloud_init_is_made_for_the_config_drive_and_goes_when_the_node_is_there() {
+    let mut bench = Bench::available(spec());
+    bench.told();
+    bench.set(&json!({"image": image("a"), "join": {"cluster": "prod", "by": "cloud-init"}}));
+    bench.done(image_written());
+    let told = bench.told();
+    assert!(
+        told.contains("Join(Mint)\nOrder(WriteConfigDrive)"),
+        "{told}"
+    );
+    assert!(bench.kept.join.is_some(), "the config drive needs it");
+    assert_eq!(
+        bench.record.run.joining.as_ref().unwrap().token.as_deref(),
+        Some("abcdef")
+    );
+    bench.done(Outcome::ConfigDriveWritten {
+        partition: "/dev/sda2".to_owned(),
+        bytes: 1,
+    });
+    bench.entry_set();
+    bench.booting();
+    assert!(!bench.told().contains("Revoke"), "it is still needed");
+    bench.check_in("boot-1");
+    assert!(!bench.record.is_joining(1), "the daemon is not asked");
+    assert_eq!(
+        (phase(&bench), &bench.kept.join),
+        (JoinPhase::Certificate, &None)
+    );
+    let mut starting = node(&bench);
+    starting.ready = false;
+    bench.cluster = Ok(issued(Some(starting)));
+    later(&mut bench, 3);
+    let told = bench.told();
+    assert!(
+        told.ends_with("Join(Look)\nJoin(Revoke)\nwaits for the Node to be ready\n"),
+        "{told}"
+    );
+    let mut ready = node(&bench);
+    ready.system_uuid = "UUID-1".to_owned();
+    bench.cluster = Ok(issued(Some(ready)));
+    later(&mut bench, 3);
+    assert_eq!(phase(&bench), JoinPhase::Joined);
+}
+
+#[test]
+fn a_host_that_does_not_join_by_cloud_init_is_an_error_without_a_token_and_watched_on() {
+    let mut bench = os_is_up_to_join(
+        &json!({"cluster": "prod", "by": "cloud-init"}),
+        Ok(Look::default()),
+    );
+    later(&mut bench, 481);
+    let error = bench.record.host.status.error.clone().unwrap();
+    assert_eq!(error.problem.code, Code::JoinCsrPending);
+    assert!(error.problem.advice.contains("ferrite host provision"));
+    assert_eq!(bench.record.run.joining.as_ref().unwrap().token, None);
+    later(&mut bench, 20);
+    assert_eq!(
+        bench
+            .record
+            .host
+            .status
+            .error
+            .as_ref()
+            .map(|error| error.problem.code),
+        Some(Code::JoinCsrPending),
+        "it is not taken back while nothing has changed"
+    );
+    bench.cluster = Ok(issued(Some(node(&bench))));
+    later(&mut bench, 20);
+    assert_eq!(
+        (phase(&bench), &bench.record.host.status.error),
+        (JoinPhase::Joined, &None)
+    );
+}
+
+#[test]
+fn a_host_whose_user_data_joins_is_watched_and_gets_no_token() {
+    let mut bench = os_is_up_to_join(
+        &json!({"cluster": "prod", "by": "user-data"}),
+        Ok(Look::default()),
+    );
+    let told = bench.told();
+    assert!(
+        told.contains("Join(Check)") && !told.contains("Mint"),
+        "{told}"
+    );
+    assert!(told.ends_with("Join(Begin)\nJoin(Look)\nwaits for the kubelet's certificate\n"));
+    let mut theirs = node(&bench);
+    theirs.provider_id = Some("metal3://default/host-1/uuid".to_owned());
+    bench.cluster = Ok(issued(Some(theirs)));
+    later(&mut bench, 3);
+    assert_eq!(phase(&bench), JoinPhase::Joined);
+    assert!(!bench.told().contains("Revoke"));
+    bench.ask("deprovision", super::change::Change::deprovision);
+    bench.hello();
+    bench.done(erased());
+    assert!(bench.told().contains("Join(DeleteNode)"));
+}
+
+fn image_written() -> Outcome {
+    Outcome::ImageWritten(ferrite_proto::step::ImageWritten::default())
 }

@@ -84,9 +84,11 @@ pub(crate) fn step(
             method: deployment.method,
         }),
         StepName::Rescue => rescue(kept),
-        StepName::ReleaseBoot | StepName::AwaitOs | StepName::CheckCluster | StepName::Join => {
-            Err(bug("this step is not the agent's"))
-        }
+        StepName::ReleaseBoot
+        | StepName::AwaitOs
+        | StepName::CheckCluster
+        | StepName::MintToken
+        | StepName::Join => Err(bug("this step is not the agent's")),
     }
 }
 
@@ -125,7 +127,7 @@ fn config_drive(record: &Record, kept: &Kept, reach: &Reach) -> Result<Step, Pro
         host: record.host.name.clone(),
         credential: Secret::new(credential.expose().clone()),
     };
-    let files = cloud_init::config_drive(&record.host, &kept.host, &daemon)
+    let files = cloud_init::config_drive(&record.host, &kept.host, &daemon, kept.join.as_ref())
         .map_err(|error| error.problem())?;
     Ok(Step::WriteConfigDrive {
         root: deployment(record)?.root.clone(),

@@ -487,6 +487,7 @@ impl View<'_> {
         }
         match name {
             StepName::CheckCluster => Decision::Do(Action::Join(JoinAction::Check)),
+            StepName::MintToken => Decision::Do(Action::Join(JoinAction::Mint)),
             StepName::Join => self.join(),
             _ => self.await_os(),
         }

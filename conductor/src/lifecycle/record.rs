@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::image::Wanted;
-use super::joining::Joining;
+use super::joining::{JoinFiles, Joining};
 use super::{Kind, StepName, Workflow};
 use crate::guard::{self, Guard};
 
@@ -72,6 +72,9 @@ pub(crate) struct Runtime {
     pub(crate) abort: Option<Abort>,
     /// As last inspected: what a destructive plan names.
     pub(crate) disks: Vec<Disk>,
+    /// SMBIOS system UUID, as last inspected.
+    #[serde(default)]
+    pub(crate) system_uuid: Option<String>,
     /// The way into its cluster, or out of it.
     pub(crate) joining: Option<Joining>,
 }
@@ -228,6 +231,10 @@ pub(crate) struct Kept {
     pub(crate) agent_token: Option<Secret<String>>,
     /// The daemon's one-time credential, until it is used.
     pub(crate) credential: Option<Secret<String>>,
+    /// kubeadm's configurations for a host that joins by cloud-init, until it does not need them
+    /// any more.
+    #[serde(default)]
+    pub(crate) join: Option<JoinFiles>,
     /// How people get in, while the host is in rescue.
     pub(crate) rescue: Option<RescueSecret>,
 }
@@ -428,6 +435,8 @@ pub(crate) fn merge_secrets(kept: &mut HostSecrets, given: HostSecrets) {
     }
     take(&mut kept.bmc_password, given.bmc_password);
     take(&mut kept.user_data, given.user_data);
+    take(&mut kept.bootstrap_data, given.bootstrap_data);
+    take(&mut kept.bootstrap_format, given.bootstrap_format);
     take(&mut kept.network_data, given.network_data);
     take::<BTreeMap<_, _>>(&mut kept.meta_data, given.meta_data);
     take(&mut kept.vendor_data, given.vendor_data);

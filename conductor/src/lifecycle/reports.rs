@@ -108,6 +108,10 @@ impl Change {
             (StepName::Inspect, Outcome::Inspected { inventory }) => {
                 let text = format!("{} disks", inventory.disks.len());
                 self.record.run.disks.clone_from(&inventory.disks);
+                self.record
+                    .run
+                    .system_uuid
+                    .clone_from(&inventory.system.uuid);
                 self.inventory = Some(inventory);
                 Ok(Detail::text(text))
             }

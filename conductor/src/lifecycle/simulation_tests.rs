@@ -515,7 +515,11 @@ impl Sim {
                     detail: "k".into(),
                 }
             }
-            StepName::ReleaseBoot | StepName::AwaitOs | StepName::CheckCluster | StepName::Join => {
+            StepName::ReleaseBoot
+            | StepName::AwaitOs
+            | StepName::CheckCluster
+            | StepName::MintToken
+            | StepName::Join => {
                 panic!("not the agent's")
             }
         };

@@ -29,7 +29,7 @@ pub(crate) enum Kind {
     Unrescue,
 }
 
-/// The named steps. Most are the agent's; two are the conductor's own.
+/// The named steps. Most are the agent's; the others are the conductor's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum StepName {
@@ -39,6 +39,8 @@ pub(crate) enum StepName {
     Erase,
     /// The agent writes the image.
     WriteImage,
+    /// The conductor has a token made for a host that joins by cloud-init.
+    MintToken,
     /// The agent adds the config drive.
     WriteConfigDrive,
     /// The agent sets the firmware's boot order.
@@ -122,6 +124,7 @@ impl StepName {
             Self::Inspect => "inspect",
             Self::Erase => "erase",
             Self::WriteImage => "write-image",
+            Self::MintToken => "mint-token",
             Self::WriteConfigDrive => "write-config-drive",
             Self::SetBootEntry => "set-boot-entry",
             Self::ReleaseBoot => "release-boot",
@@ -136,7 +139,11 @@ impl StepName {
     /// Who runs it.
     pub(crate) const fn place(self) -> Place {
         match self {
-            Self::ReleaseBoot | Self::AwaitOs | Self::CheckCluster | Self::Join => Place::Conductor,
+            Self::ReleaseBoot
+            | Self::AwaitOs
+            | Self::CheckCluster
+            | Self::MintToken
+            | Self::Join => Place::Conductor,
             Self::Inspect
             | Self::Erase
             | Self::WriteImage
@@ -159,6 +166,7 @@ impl StepName {
             | Self::AwaitOs
             | Self::Rescue
             | Self::CheckCluster
+            | Self::MintToken
             | Self::Join => false,
         }
     }
@@ -178,6 +186,7 @@ impl StepName {
             | Self::AwaitOs
             | Self::Rescue
             | Self::CheckCluster
+            | Self::MintToken
             | Self::Join => self,
         }
     }
