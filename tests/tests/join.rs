@@ -221,6 +221,44 @@ async fn a_host_becomes_a_node_and_leaves_in_order() {
     drop(site.served);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn by_cloud_init_a_host_joins_with_a_token_that_is_gone_once_its_node_is_there() {
+    let site = Site::start(1).await;
+    let machine = &site.swarm.machines()[0];
+    let api = KubeApi::start().await.unwrap();
+    site.add_cluster("prod", &api).await;
+    api.set(|faults| faults.approval = Approval::Pending);
+    let join = json!({"cluster": "prod", "by": "cloud-init", "node_labels": {"rack": "r1"}});
+    site.provision(machine, &join).await;
+    let began = Instant::now();
+    let secret = loop {
+        if let Some(secret) = secret_of(&api) {
+            break secret;
+        }
+        assert!(began.elapsed() < PATIENCE, "no token was made");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    api.set(|faults| faults.approval = Approval::Prompt);
+    site.comes_to(machine, HostState::Provisioned).await;
+    let node = api.object(&format!("/api/v1/nodes/{}", machine.name));
+    assert_eq!(node.unwrap()["metadata"]["labels"]["rack"], "r1");
+    assert_eq!(machine.deeds().joins, 1, "cloud-init alone joins");
+    tokens_go(&api).await;
+    assert!(
+        !holds(site.dir.path(), &secret),
+        "the token is stored in clear or logged"
+    );
+    let deprovision = format!("/v1/hosts/{}/deprovision", machine.name);
+    site.operator
+        .call(Method::POST, &deprovision, None)
+        .await
+        .unwrap();
+    site.comes_to(machine, HostState::Available).await;
+    assert_eq!(api.object(&format!("/api/v1/nodes/{}", machine.name)), None);
+    site.swarm.stop().await;
+    drop(site.served);
+}
+
 /// What goes wrong, what is told of it, and how it is mended.
 struct Case {
     code: &'static str,

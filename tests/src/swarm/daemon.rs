@@ -8,7 +8,7 @@ use ferrite_proto::agent_api::{
     CHECK_IN, CheckIn, CheckInReply, CloudInit, CloudInitStage, DaemonConfig, ENROLL, EnrollReply,
 };
 use ferrite_proto::join::{
-    JOIN, JOIN_REPORT, JoinMaterial, JoinOrder, JoinReport, JoinReportReply, JoinRequest,
+    JOIN, JOIN_REPORT, JoinEnd, JoinMaterial, JoinOrder, JoinReport, JoinReportReply, JoinRequest,
 };
 use ferrite_proto::secret::Secret;
 use jiff::{SignedDuration, Timestamp};
@@ -92,6 +92,7 @@ impl Daemon<'_> {
     }
 
     async fn check_in(&mut self) -> Result<Duration, CallError> {
+        self.join_by_cloud_init().await;
         let report = self.report();
         let key = Some(self.contact.key());
         let reply: CheckInReply = self.dial.call(CHECK_IN, key, &report, PATIENCE).await?;
@@ -104,6 +105,33 @@ impl Daemon<'_> {
             self.join(order).await?;
         }
         Ok(self.contact.checked_in(&reply, report.cloud_init.stage))
+    }
+
+    /// What our vendor script does, right before cloud-init ends.
+    async fn join_by_cloud_init(&mut self) {
+        let ended = self.started.elapsed() >= self.shared.settings.pace.cloud_init;
+        let Some(configuration) = self.machine.disk().kubeadm.filter(|_| ended) else {
+            return;
+        };
+        // cloud-init runs it once an instance.
+        self.machine.change_disk(|disk| disk.kubeadm = None);
+        self.machine.note(|deeds| deeds.joins += 1);
+        let machine = kubeadm::Machine {
+            uuid: self.machine.uuid.clone(),
+            boot_id: self.boot_id.clone(),
+        };
+        let material = JoinMaterial {
+            attempt: 0,
+            configuration,
+            token: Secret::new(String::new()),
+            patches: std::collections::BTreeMap::new(),
+            deadline_seconds: 60,
+        };
+        for _ in 0..5 {
+            if kubeadm::join(&material, &machine).await.1 == JoinEnd::Succeeded {
+                return;
+            }
+        }
     }
 
     /// One attempt, from the request for material to the report of its end.

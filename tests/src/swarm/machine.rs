@@ -78,6 +78,8 @@ pub(super) struct Disk {
     pub(super) image: Option<ImageRef>,
     /// From the config drive.
     pub(super) daemon: Option<DaemonConfig>,
+    /// From the config drive, of a host that joins by cloud-init: kubeadm's configuration.
+    pub(super) kubeadm: Option<Secret<String>>,
 }
 
 /// What a machine did since the swarm began.

@@ -146,6 +146,9 @@ fn share_of(bytes: u64, share: f64) -> u64 {
     bytes / 1000 * thousandths
 }
 
+/// What cloud-init gives to kubeadm, as newer ones read it.
+const KUBEADM: &str = "ferrite/kubeadm/v1beta4.yaml";
+
 fn write_config_drive(machine: &Machine, files: &[ConfigFile]) -> Result<Outcome, Problem> {
     let config = files.iter().find(|file| file.path == CONFIG_DRIVE_DAEMON);
     let config = config.map(|file| serde_json::from_str::<DaemonConfig>(file.content.expose()));
@@ -153,7 +156,11 @@ fn write_config_drive(machine: &Machine, files: &[ConfigFile]) -> Result<Outcome
         let message = "the config drive has no daemon.json that can be read";
         return Err(Problem::new(Code::Internal, message, "report this"));
     };
-    machine.change_disk(|disk| disk.daemon = Some(config));
+    let kubeadm = files.iter().find(|file| file.path == KUBEADM);
+    machine.change_disk(|disk| {
+        disk.daemon = Some(config);
+        disk.kubeadm = kubeadm.map(|file| file.content.clone());
+    });
     machine.note(|deeds| deeds.config_drives += 1);
     Ok(Outcome::ConfigDriveWritten {
         partition: "/dev/nvme0n1p4".to_owned(),
