@@ -129,7 +129,7 @@ async fn mint(
         uid: record.host.uid.clone(),
         run: format!("{}.1", record.run.request),
     };
-    let life = limits.step + limits.daemon + JOINING;
+    let life = limits.boot + limits.daemon + JOINING;
     let minted = clusters.mint(&spec.cluster, &host, life).await?;
     let file = |minor| {
         configuration::render(&Facts {
