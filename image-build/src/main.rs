@@ -114,6 +114,12 @@ struct OsArgs {
     /// Fill the root file system up to this much data, for measurements
     #[arg(long, value_parser = ByteSize::from_str)]
     data: Option<ByteSize>,
+    /// kubeadm, which makes the image a Kubernetes node's, with containerd and a kubelet's unit
+    #[arg(long, value_name = "FILE", requires = "kubelet")]
+    kubeadm: Option<PathBuf>,
+    /// The kubelet of such an image
+    #[arg(long, value_name = "FILE", requires = "kubeadm")]
+    kubelet: Option<PathBuf>,
     /// Directory that keeps downloads and what was made of them
     #[arg(long, default_value = "target/cache")]
     cache: PathBuf,
@@ -286,11 +292,20 @@ fn os_image(args: &OsArgs) -> Result<serde_json::Value> {
         out: &args.out,
         size: args.size.0,
         data: args.data.map(|data| data.0),
+        node: node_programs(args),
         cache: &args.cache,
         compress: &args.compress,
     })?;
     tracing::info!(image = ?info.image, variants = ?info.variants, "image built");
     serde_json::to_value(&info).context("summarising")
+}
+
+/// The command line has both or none.
+fn node_programs(args: &OsArgs) -> Option<os::Node<'_>> {
+    Some(os::Node {
+        kubeadm: args.kubeadm.as_deref()?,
+        kubelet: args.kubelet.as_deref()?,
+    })
 }
 
 fn level() -> clap::builder::RangedI64ValueParser<i32> {

@@ -14,9 +14,11 @@ mod configuration;
 mod disk;
 mod filler;
 mod grub;
+mod node;
 mod rootfs;
 mod variants;
 
+pub(crate) use node::Node;
 pub(crate) use variants::{Compression, ImageInfo};
 
 /// Fixed: an image is known by what it is, not by when it was built.
@@ -31,6 +33,8 @@ pub(crate) struct Request<'a> {
     pub(crate) size: u64,
     /// How much data the root file system is filled up to; none: as it comes.
     pub(crate) data: Option<u64>,
+    /// The programs of a Kubernetes node, and with them all that it needs.
+    pub(crate) node: Option<Node<'a>>,
     pub(crate) cache: &'a Path,
     pub(crate) compress: &'a [Compression],
 }
@@ -42,12 +46,15 @@ pub(crate) fn build(request: &Request<'_>) -> Result<ImageInfo> {
         std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     }
     let layout = disk::Layout::new(request.size, ESP_BYTES)?;
-    let tar = rootfs::bootstrap(request.cache)?;
+    let tar = rootfs::bootstrap(request.cache, request.node.is_some())?;
     let work = WorkDir::new(request.cache)?;
     let root = work.path.join("root");
     tracing::info!("configuring the tree");
     rootfs::unpack(&tar, &root)?;
     let release = rootfs::configure(&root, ROOT_UUID)?;
+    if let Some(node) = &request.node {
+        node::configure(&root, node)?;
+    }
     let config = grub::config(ROOT_UUID, &release, configuration::KERNEL_ARGUMENTS);
     rootfs::write(&root, "boot/grub/grub.cfg", 0o444, &config)?;
 

@@ -11,17 +11,18 @@ use sha2::{Digest, Sha256};
 use super::configuration::{
     APT_SOURCES, ENABLED, EXCLUDED_PATHS, FILES, MASKED, MASKED_GENERATORS, PACKAGES, REMOVED, Text,
 };
+use super::node;
 use crate::{artifacts, command};
 
 /// Bootstraps, or takes the cached result of the same arguments; returns the tar file.
-pub(crate) fn bootstrap(cache: &Path) -> Result<PathBuf> {
-    let arguments = bootstrap_arguments();
+pub(crate) fn bootstrap(cache: &Path, is_node: bool) -> Result<PathBuf> {
+    let arguments = bootstrap_arguments(is_node);
     let key = artifacts::hex(&Sha256::digest(arguments.join("\n")))[..16].to_owned();
     let tar = cache.join(format!("rootfs-{key}.tar"));
     if tar.exists() {
         return Ok(tar);
     }
-    tracing::info!(packages = PACKAGES.len(), "bootstrapping Debian");
+    tracing::info!(is_node, "bootstrapping Debian");
     let partial = cache.join(format!("rootfs-{key}.partial.tar"));
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap
@@ -34,16 +35,23 @@ pub(crate) fn bootstrap(cache: &Path) -> Result<PathBuf> {
     Ok(tar)
 }
 
-fn bootstrap_arguments() -> Vec<String> {
+fn bootstrap_arguments(is_node: bool) -> Vec<String> {
     let mut all: Vec<String> = ["--mode=root", "--variant=minbase", "--format=tar"]
         .map(str::to_owned)
         .into();
-    all.push(format!("--include={}", PACKAGES.join(",")));
+    let (more, paths) = if is_node {
+        (&node::PACKAGES[..], &node::PATHS[..])
+    } else {
+        (&[][..], &[][..])
+    };
+    let packages = [&PACKAGES[..], more].concat();
+    all.push(format!("--include={}", packages.join(",")));
     all.extend(
         EXCLUDED_PATHS
             .iter()
             .map(|path| format!("--dpkgopt=path-exclude={path}")),
     );
+    all.extend(paths.iter().map(|rule| format!("--dpkgopt={rule}")));
     all.push("--aptopt=APT::Install-Recommends false".to_owned());
     all
 }
@@ -94,8 +102,12 @@ fn choose_units(root: &Path) -> Result<()> {
             link(Path::new("/dev/null"), &dir.join(name))?;
         }
     }
-    // The tree's own: the machine that builds may have no systemd.
-    let arguments: Vec<&str> = ["enable"].iter().chain(ENABLED).copied().collect();
+    enable(root, ENABLED)
+}
+
+/// Enables units, with the tree's own systemctl: the machine that builds may have no systemd.
+pub(crate) fn enable(root: &Path, units: &[&str]) -> Result<()> {
+    let arguments: Vec<&str> = ["enable"].iter().chain(units).copied().collect();
     in_tree(root, "/usr/bin/systemctl", &arguments)
 }
 
@@ -151,7 +163,11 @@ pub(crate) fn write(root: &Path, path: &str, mode: u32, text: &str) -> Result<()
         std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     }
     std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
+    set_mode(&path, mode)
+}
+
+pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .with_context(|| format!("setting the mode of {}", path.display()))
 }
 
