@@ -20,12 +20,14 @@ AS_ROOT := $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)")
 # The whole workspace each time: with fewer crates, cargo would build their dependencies anew.
 E2E := $(AS_ROOT) $(CARGO) test --workspace --test e2e
 
-.PHONY: lifecycle openapi schemathesis fuzz demo test test-all unit simulate bench-deploy bench-conductor bench-imaging failover kills lint deps build agent boot os sudo clean help
+.PHONY: lifecycle openapi schemathesis fuzz demo test test-all unit simulate bench-deploy bench-conductor bench-imaging failover kills lint deps test-kube build agent boot os node kube-node node-double sudo clean help
 
 help:
-	@echo "make demo       one virtual host, from powered off to a running OS (KEEP=1 leaves the lab up)"
+	@echo "make demo       one virtual host, from powered off to a running OS (KEEP=1 leaves the lab up;"
+	@echo "                CLUSTER=kubeconfig: and into that cluster)"
 	@echo "make test       what CI runs"
 	@echo "make test-all   every case, in parts (PART=name runs one)"
+	@echo "make test-kube  a host joins a real control plane, and leaves it, with programs that you have"
 	@echo "make bench-deploy   deploy a 2.5 GiB image twice and print where the time went"
 	@echo "make bench-conductor   the conductor with 1,000 to 10,000 hosts, and Ironic beside it (QUICK=1: shorter)"
 	@echo "make bench-imaging   images to a disk, by our agent and by what people use today (QUICK=1: one run each)"
@@ -36,16 +38,24 @@ help:
 	@echo "make fuzz       PARSER=qcow2, SECONDS=300: one parser of images, with nightly Rust and cargo-fuzz"
 	@echo "make lint       formatting and lints, warnings denied"
 
-demo: deps build boot os
-	$(SUDO) $(TARGET)/debug/ferrite-lab demo $(if $(KEEP),--keep)
+# With CLUSTER=kubeconfig the host joins that cluster, with your kubeadm and kubelet in its image.
+demo: NODE_ONLY := --node
+demo: deps build boot $(if $(CLUSTER),kube-node,os)
+	$(SUDO) $(TARGET)/debug/ferrite-lab demo $(if $(KEEP),--keep) $(if $(CLUSTER),--cluster $(CLUSTER))
 
 test: deps lint unit build boot os
 	@$(MAKE) --no-print-directory schemathesis QUICK=1
 	$(E2E) -- --short
 
-test-all: deps $(if $(PART),,lint unit) build boot os
+test-all: deps $(if $(PART),,lint unit) build boot os node
 	$(if $(PART),,@$(MAKE) --no-print-directory failover kills schemathesis)
 	$(E2E) -- $(if $(PART),--part $(PART),--all)
+
+# A host joins a real control plane, and leaves it. The programs are yours: it says which, and where
+# they come from.
+test-kube: deps build boot
+	@$(MAKE) --no-print-directory kube-node
+	$(E2E) -- --kube
 
 # The long form: 200 deployments, and every 30 s a kill of the conductor that drives most hosts.
 failover:
@@ -123,16 +133,25 @@ lint:
 build: agent
 	$(CARGO) build --workspace
 
-# The fully static agent. musl first; without its target, static glibc, and it says so.
-agent:
-	@if rustup target add $(MUSL) >/dev/null 2>&1 || rustup target list --installed | grep -qx $(MUSL); \
-	then echo "agent: static with musl"; \
-		$(CARGO) build --profile agent --target $(MUSL) -p ferrite-agent && \
-		install -C -m 755 $(TARGET)/$(MUSL)/agent/ferrite-agent $(AGENT); \
-	else echo "agent: target $(MUSL) cannot be had: static with glibc instead"; \
+# A fully static program: $(1) the profile, $(2) the crate, $(3) its program. musl first; without its
+# target, static glibc, and it says so.
+define static
+@if rustup target add $(MUSL) >/dev/null 2>&1 || rustup target list --installed | grep -qx $(MUSL); \
+	then echo "$(3): static with musl"; \
+		$(CARGO) build --profile $(1) --target $(MUSL) -p $(2) && \
+		install -C -m 755 $(TARGET)/$(MUSL)/$(1)/$(3) $(TARGET)/$(3); \
+	else echo "$(3): target $(MUSL) cannot be had: static with glibc instead"; \
 		RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
-		$(CARGO) build --profile agent --target x86_64-unknown-linux-gnu -p ferrite-agent && \
-		install -C -m 755 $(TARGET)/x86_64-unknown-linux-gnu/agent/ferrite-agent $(AGENT); fi
+		$(CARGO) build --profile $(1) --target x86_64-unknown-linux-gnu -p $(2) && \
+		install -C -m 755 $(TARGET)/x86_64-unknown-linux-gnu/$(1)/$(3) $(TARGET)/$(3); fi
+endef
+
+agent:
+	$(call static,agent,ferrite-agent,ferrite-agent)
+
+# The tests' kubeadm and kubelet, for a guest.
+node-double:
+	$(call static,double,ferrite-tests-node,node-double)
 
 # Kernel, initramfs, UKI and ISO that hosts boot; made again when the agent or the builder changed.
 boot: build
@@ -150,6 +169,20 @@ $(OS).json: image-build/src/os.rs $(wildcard image-build/src/os/*.rs)
 $(TARGET)/lab/bench.raw.json: image-build/src/os.rs $(wildcard image-build/src/os/*.rs)
 	$(SUDO) $(TARGET)/debug/ferrite-image os --out $(TARGET)/lab/bench.raw --size 2500MiB --data 1GiB \
 		--compress zstd
+
+# The same with a Kubernetes node in it: with the tests' kubeadm and kubelet, or with somebody's.
+NODE_PARTS := image-build/src/os.rs $(wildcard image-build/src/os/*.rs)
+node: build node-double
+	@$(MAKE) --no-print-directory $(TARGET)/lab/node-double.raw.json
+$(TARGET)/lab/node-double.raw.json: $(TARGET)/node-double $(NODE_PARTS)
+	$(SUDO) $(TARGET)/debug/ferrite-image os --out $(TARGET)/lab/node-double.raw --compress zstd \
+		--kubeadm $(TARGET)/node-double --kubelet $(TARGET)/node-double
+kube-node: build
+	@$(TARGET)/debug/ferrite-lab kube-programs $(NODE_ONLY)
+	@$(MAKE) --no-print-directory $(TARGET)/lab/node-kube.raw.json
+$(TARGET)/lab/node-kube.raw.json: $(FERRITE_KUBE_BIN)/kubeadm $(FERRITE_KUBE_BIN)/kubelet $(NODE_PARTS)
+	$(SUDO) $(TARGET)/debug/ferrite-image os --out $(TARGET)/lab/node-kube.raw --compress zstd \
+		--kubeadm $(FERRITE_KUBE_BIN)/kubeadm --kubelet $(FERRITE_KUBE_BIN)/kubelet
 
 sudo:
 	@test "$$(id -u)" = 0 || { echo "Ferrite asks for root once: to install Debian packages, to build a \
