@@ -6,6 +6,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -34,7 +35,7 @@ pub enum Door {
 }
 
 /// Runs the lab until somebody asks for its end, by `down` or by a signal.
-pub fn run(builder: Builder, dir: &Path, door: &Door) -> Result<()> {
+pub fn run(builder: Builder, dir: &Path, door: &Door, reach: &[SocketAddr]) -> Result<()> {
     make_private(dir)?;
     if control::ask(dir, &Request::Status).is_ok() {
         bail!(
@@ -44,7 +45,10 @@ pub fn run(builder: Builder, dir: &Path, door: &Door) -> Result<()> {
     }
     let password_file = dir.join("bmc-password");
     write_secret(&password_file, PASSWORD)?;
-    let lab = builder.dir(dir).up()?;
+    let mut lab = builder.dir(dir).up()?;
+    for target in reach {
+        lab.reach(*target)?;
+    }
     let (forward, conductor) = match door {
         Door::Forward(port) => {
             let target = format!("{SERVER}:{}", conductor::PORT).parse()?;

@@ -2,6 +2,8 @@
 //! do it: with the `ferrite` commands that are printed before they run. Nothing is done behind the
 //! person's back but starting the lab.
 
+mod cluster;
+
 use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
@@ -13,6 +15,7 @@ use ferrite_proto::host::Host;
 use jiff::Timestamp;
 use serde::Deserialize;
 
+use self::cluster::Cluster;
 use crate::conductor::target_dir;
 use crate::control::{self, Answer, ConductorStatus, Request, Status};
 use crate::net::require_root;
@@ -69,14 +72,22 @@ impl OsImage {
     }
 }
 
-/// Runs the demo; the lab ends with it unless `keep`.
-pub fn run(keep: bool) -> Result<()> {
+/// Runs the demo, with a cluster to join if there is its kubeconfig; the lab ends with it unless
+/// `keep`.
+pub fn run(keep: bool, cluster: Option<&Path>) -> Result<()> {
     require_root()?;
     let target = target_dir()?;
     let dir = target.join("demo");
+    let cluster = cluster.map(Cluster::read).transpose()?;
     crate::daemon::stop(&dir)?;
-    let status = start_lab(&target, &dir)?;
-    let result = deploy(&status, &target, &dir);
+    let status = start_lab(&target, &dir, cluster.as_ref())?;
+    let result = deploy(&status, &target, &dir, cluster.as_ref());
+    if let Some(cluster) = &cluster {
+        cluster.say_how_to_look()?;
+        if !keep {
+            cluster.leave(&Ferrite::of(&status)?)?;
+        }
+    }
     if keep {
         say_what_next(&status)?;
     } else {
@@ -85,12 +96,12 @@ pub fn run(keep: bool) -> Result<()> {
     result
 }
 
-fn start_lab(target: &Path, dir: &Path) -> Result<Status> {
+fn start_lab(target: &Path, dir: &Path, cluster: Option<&Cluster>) -> Result<Status> {
     say(
         "starting the lab: one powered-off UEFI host behind a virtual Redfish BMC, and a conductor",
     )?;
     let images = target.join("lab");
-    let words: [OsString; 10] = [
+    let mut words: Vec<OsString> = vec![
         std::env::current_exe()?.into(),
         "--dir".into(),
         dir.into(),
@@ -102,6 +113,7 @@ fn start_lab(target: &Path, dir: &Path) -> Result<Status> {
         "0".into(),
         "--foreground".into(),
     ];
+    words.extend(cluster.into_iter().flat_map(Cluster::lab_words));
     let status = crate::daemon::start(&words, dir)?;
     say(&format!(
         "guests run under {:?}; consoles and logs are in {}",
@@ -111,10 +123,14 @@ fn start_lab(target: &Path, dir: &Path) -> Result<Status> {
     Ok(status)
 }
 
-fn deploy(status: &Status, target: &Path, dir: &Path) -> Result<()> {
+fn deploy(status: &Status, target: &Path, dir: &Path, cluster: Option<&Cluster>) -> Result<()> {
     let ferrite = Ferrite::of(status)?;
     let host = status.hosts.first().context("the lab has no host")?;
-    let (image, digest) = OsImage::read(&target.join("lab/os.raw"))?.variant("zstd")?;
+    let image = cluster.map_or("lab/os.raw", |_| "lab/node-kube.raw");
+    let (image, digest) = OsImage::read(&target.join(image))?.variant("zstd")?;
+    if let Some(cluster) = cluster {
+        cluster.add(&ferrite)?;
+    }
     let user_data = dir.join("user-data");
     fs::write(&user_data, USER_DATA)?;
     let bmc = host.bmc.replacen("http://", "redfish+http://", 1);
@@ -144,6 +160,7 @@ fn deploy(status: &Status, target: &Path, dir: &Path) -> Result<()> {
             &digest,
         ],
         &["--user-data", &user_data][..],
+        cluster.map_or(&[][..], |_| &["--cluster", cluster::NAME]),
     ])?;
     let watched = ferrite.run(&[&["host", "watch", HOST]]);
     report(&ferrite, dir)?;

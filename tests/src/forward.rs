@@ -1,4 +1,4 @@
-//! A door from the ordinary network into a lab: one TCP port on 127.0.0.1 for one address inside.
+//! A door between the ordinary network and a lab: one TCP port here for one address there.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -11,8 +11,14 @@ use tokio::runtime::Handle;
 pub(crate) fn forward(runtime: &Handle, port: u16, target: SocketAddr) -> Result<SocketAddr> {
     let listener = TcpListener::bind(("127.0.0.1", port))
         .with_context(|| format!("opening 127.0.0.1:{port} for {target}"))?;
-    listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
+    carry_all(runtime, listener, target)?;
+    Ok(address)
+}
+
+/// Carries each connection of the listener to the target, as the runtime's threads reach it.
+pub(crate) fn carry_all(runtime: &Handle, listener: TcpListener, target: SocketAddr) -> Result<()> {
+    listener.set_nonblocking(true)?;
     runtime.spawn(async move {
         let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
             return;
@@ -21,7 +27,7 @@ pub(crate) fn forward(runtime: &Handle, port: u16, target: SocketAddr) -> Result
             tokio::spawn(carry(outer, target));
         }
     });
-    Ok(address)
+    Ok(())
 }
 
 async fn carry(mut outer: TcpStream, target: SocketAddr) {

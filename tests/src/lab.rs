@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 
 use crate::accel::{self, Accel};
 use crate::bmc::{Bmc, PASSWORD, USER};
-use crate::forward::forward;
+use crate::forward::{carry_all, forward};
 use crate::images::{self, Images};
 use crate::machine::Machine;
 use crate::net::{Namespace, SERVER};
@@ -85,6 +85,7 @@ impl Builder {
             accel,
             dir,
             runtime: Some(runtime),
+            outside: Vec::new(),
             net,
         };
         lab.start_images()?;
@@ -103,6 +104,8 @@ pub struct Lab {
     accel: Accel,
     dir: Dir,
     runtime: Option<Runtime>,
+    /// Of what `reach` leads to.
+    outside: Vec<Runtime>,
     net: Arc<Namespace>,
 }
 
@@ -183,6 +186,22 @@ impl Lab {
         forward(&self.handle()?, port, target)
     }
 
+    /// Makes one address of the ordinary network answer inside: the lab has no other way out. It
+    /// lasts as long as the lab.
+    pub fn reach(&mut self, target: SocketAddr) -> Result<()> {
+        self.net.add_address(target.ip())?;
+        let bound = self.net.run_in(move || TcpListener::bind(target))?;
+        let listener = bound.with_context(|| format!("listening on {target} in the lab"))?;
+        let outside = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .context("starting a runtime outside the lab")?;
+        carry_all(outside.handle(), listener, target)?;
+        self.outside.push(outside);
+        Ok(())
+    }
+
     /// Sends a Redfish request to a host's BMC, with the right credentials.
     pub fn redfish(
         &self,
@@ -242,7 +261,12 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
+        for runtime in self
+            .runtime
+            .take()
+            .into_iter()
+            .chain(self.outside.drain(..))
+        {
             runtime.shutdown_timeout(Duration::from_millis(200));
         }
         for host in &self.hosts {

@@ -12,6 +12,7 @@ pub mod bmc;
 mod command;
 pub mod conductor;
 pub mod control;
+pub mod control_plane;
 pub mod daemon;
 pub mod demo;
 pub mod faults;

@@ -4,6 +4,7 @@
 
 use std::ffi::OsString;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use ferrite_tests::control::{self, Answer, Request, Status};
+use ferrite_tests::control_plane::{self, Binaries};
 use ferrite_tests::daemon::{self, Door};
 use ferrite_tests::faults::Fault;
 use ferrite_tests::lab::{Builder, Lab};
@@ -65,11 +67,21 @@ enum Task {
     Swarm(ferrite_tests::swarm::command::SwarmArgs),
     /// Call a conductor in every way that its description allows, and in some that it does not.
     Schemathesis(ferrite_tests::schemathesis::SchemathesisArgs),
+    /// Say which programs of Kubernetes the tests would use; status 2 when some are missing.
+    KubePrograms {
+        /// Only those of a node: kubeadm and kubelet.
+        #[arg(long)]
+        node: bool,
+    },
     /// Take one virtual host from powered off and unknown to provisioned, before your eyes.
     Demo {
         /// Leave the lab up afterwards.
         #[arg(long)]
         keep: bool,
+        /// Have the host join the cluster of this kubeconfig, and leave it again unless --keep. Its
+        /// server is an IP address that this machine reaches.
+        #[arg(long, value_name = "KUBECONFIG")]
+        cluster: Option<PathBuf>,
     },
 }
 
@@ -103,6 +115,9 @@ struct Up {
     /// A line for the `[lifecycle]` part of its configuration, such as `boot_seconds = 300`.
     #[arg(long, requires = "conductor")]
     lifecycle: Vec<String>,
+    /// An address of the ordinary network that answers in the lab too; may be given several times.
+    #[arg(long, value_name = "IP:PORT")]
+    reach: Vec<SocketAddr>,
     /// Stay in the foreground.
     #[arg(long)]
     foreground: bool,
@@ -116,6 +131,9 @@ fn main() -> ExitCode {
         .with_ansi(false)
         .init();
     let cli = Cli::parse();
+    if let Task::KubePrograms { node } = cli.command {
+        return kube_programs(node);
+    }
     match perform(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -139,7 +157,23 @@ fn perform(cli: &Cli) -> Result<()> {
         Task::BenchImagingGuest => ferrite_tests::bench_imaging::inside::serve(),
         Task::Swarm(swarm) => in_runtime(ferrite_tests::swarm::command::run(swarm)),
         Task::Schemathesis(args) => ferrite_tests::schemathesis::run(args),
-        Task::Demo { keep } => ferrite_tests::demo::run(*keep),
+        Task::KubePrograms { .. } => Ok(()),
+        Task::Demo { keep, cluster } => ferrite_tests::demo::run(*keep, cluster.as_deref()),
+    }
+}
+
+fn kube_programs(node: bool) -> ExitCode {
+    let found = if node {
+        control_plane::node_programs().map(drop)
+    } else {
+        Binaries::demand().map(drop)
+    };
+    match found {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(missing) => {
+            let _ = writeln!(std::io::stderr(), "ferrite-lab: {missing:#}");
+            ExitCode::from(2)
+        }
     }
 }
 
@@ -155,7 +189,7 @@ fn start(up: &Up, dir: &Path) -> Result<()> {
         } else {
             Door::Forward(up.forward)
         };
-        return daemon::run(builder(up), dir, &door);
+        return daemon::run(builder(up), dir, &door, &up.reach);
     }
     if control::ask(dir, &Request::Status).is_ok() {
         bail!(

@@ -7,6 +7,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -97,6 +98,12 @@ impl Namespace {
     pub fn add_tap(&self, tap: &str) -> Result<()> {
         self.ip(&["tuntap", "add", "dev", tap, "mode", "tap"])?;
         self.ip(&["link", "set", "dev", tap, "master", "br0", "up"])
+    }
+
+    /// Gives the lab's server one more address, which hosts reach by their router.
+    pub fn add_address(&self, address: IpAddr) -> Result<()> {
+        let length = if address.is_ipv4() { 32 } else { 128 };
+        self.ip(&["addr", "add", &format!("{address}/{length}"), "dev", "br0"])
     }
 
     /// Takes the cable out, or puts it back.

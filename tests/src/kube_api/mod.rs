@@ -12,7 +12,7 @@ mod serve;
 mod signer;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -104,7 +104,12 @@ impl Drop for KubeApi {
 impl KubeApi {
     /// Starts one on loopback, prepared as `kubeadm init` (or Kamaji) prepares a cluster.
     pub async fn start() -> Result<Self> {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        Self::start_at(Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    /// The same at another address of this machine.
+    pub async fn start_at(address: IpAddr) -> Result<Self> {
+        let listener = tokio::net::TcpListener::bind((address, 0)).await?;
         let address = listener.local_addr()?;
         let state = Arc::new(Mutex::new(State {
             objects: BTreeMap::new(),

@@ -3,10 +3,12 @@
 //! Its own harness, because these need root, artifacts that `make` builds, and one machine at a
 //! time; and because what cannot run must be said at the end and never passed over silently.
 //! `--short` (the default) runs one representative of each kind, `--all` every case, `--part NAME`
-//! one named part, any other word those scenarios whose name contains it.
+//! one named part, any other word those scenarios whose name contains it. `--kube` runs those that a
+//! real Kubernetes takes part in, and refuses to run them without.
 
 mod boot_paths;
 mod faults;
+mod join;
 mod operations;
 mod restarts;
 mod world;
@@ -16,6 +18,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
+use ferrite_tests::control_plane::Binaries;
 use world::World;
 
 /// One case.
@@ -33,6 +36,7 @@ enum Choice {
     Short,
     All,
     Part(String),
+    Kube,
     Names(Vec<String>),
 }
 
@@ -44,6 +48,7 @@ impl Choice {
             match word.as_str() {
                 "--short" => return Self::Short,
                 "--all" => return Self::All,
+                "--kube" => return Self::Kube,
                 "--part" => return Self::Part(words.next().unwrap_or_default()),
                 option if option.starts_with("--") => {}
                 _ => names.push(word),
@@ -61,6 +66,7 @@ impl Choice {
             Self::Short => scenario.short,
             Self::All => true,
             Self::Part(part) => scenario.part == part,
+            Self::Kube => scenario.part == "join",
             Self::Names(names) => names
                 .iter()
                 .any(|name| scenario.name.contains(name.as_str())),
@@ -72,6 +78,7 @@ fn main() -> ExitCode {
     let scenarios = [
         boot_paths::SCENARIOS,
         faults::SCENARIOS,
+        join::SCENARIOS,
         operations::SCENARIOS,
         restarts::SCENARIOS,
     ]
@@ -79,8 +86,17 @@ fn main() -> ExitCode {
     let choice = Choice::from_arguments();
     let chosen: Vec<&Scenario> = scenarios.iter().filter(|one| choice.takes(one)).collect();
     let mut out = std::io::stdout().lock();
+    let is_kube = matches!(choice, Choice::Kube);
+    if is_kube && let Err(lacking) = Binaries::demand() {
+        let _ = writeln!(out, "{lacking:#}");
+        return ExitCode::from(2);
+    }
     let world = match World::find() {
         Ok(world) => world,
+        Err(lacking) if is_kube => {
+            let _ = writeln!(out, "{lacking:#}");
+            return ExitCode::FAILURE;
+        }
         Err(lacking) => {
             let _ = writeln!(
                 out,

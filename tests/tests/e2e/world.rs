@@ -1,5 +1,6 @@
 //! What every scenario starts from: the built programs, the image, and a lab with a conductor.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use ferrite_proto::host::{Host, HostState};
 use ferrite_tests::bmc::{PASSWORD, USER};
 use ferrite_tests::conductor::{Built, Conductor, target_dir};
+use ferrite_tests::control_plane::Binaries;
 use ferrite_tests::demo::OsImage;
 use ferrite_tests::lab::Lab;
 use ferrite_tests::machine::Machine;
@@ -31,6 +33,8 @@ pub(crate) struct World {
     images: PathBuf,
     image: OsImage,
     out: PathBuf,
+    /// The programs of Kubernetes that somebody has.
+    pub(crate) kubernetes: Option<Binaries>,
 }
 
 impl World {
@@ -46,7 +50,18 @@ impl World {
             images,
             image,
             out: target.join("e2e"),
+            kubernetes: Binaries::find()?,
         })
+    }
+
+    /// The image of a node, with somebody's kubeadm and kubelet or the tests'.
+    pub(crate) fn node_image(&self) -> Result<OsImage> {
+        let (file, make) = match &self.kubernetes {
+            Some(_) => ("node-kube.raw", "kube-node"),
+            None => ("node-double.raw", "node"),
+        };
+        let image = OsImage::read(&self.images.join(file));
+        image.with_context(|| format!("`make {make}` makes it"))
     }
 
     /// Runs a scenario in a folder of its own, which stays for a look when it failed.
@@ -65,6 +80,16 @@ impl World {
 
     /// A lab of one host with a conductor in it.
     pub(crate) fn site(&self, name: &str, shape: impl Fn(Machine) -> Machine) -> Result<Site<'_>> {
+        self.site_with(name, Cow::Borrowed(&self.image), shape)
+    }
+
+    /// The same with another image to deploy.
+    pub(crate) fn site_with<'a>(
+        &self,
+        name: &str,
+        image: Cow<'a, OsImage>,
+        shape: impl Fn(Machine) -> Machine,
+    ) -> Result<Site<'a>> {
         let dir = self.dir(name);
         let lab = Lab::builder()
             .host(shape)
@@ -75,7 +100,7 @@ impl World {
         Ok(Site {
             conductor,
             lab,
-            world: self,
+            image,
         })
     }
 }
@@ -87,7 +112,7 @@ pub(crate) const HOST: &str = "host-1";
 pub(crate) struct Site<'a> {
     pub(crate) conductor: Conductor,
     pub(crate) lab: Lab,
-    world: &'a World,
+    image: Cow<'a, OsImage>,
 }
 
 impl Site<'_> {
@@ -109,7 +134,7 @@ impl Site<'_> {
 
     /// `ferrite host provision` with the demo's image.
     pub(crate) fn provision(&self, more: &[&str]) -> Result<()> {
-        let (file, digest) = self.world.image.variant("zstd")?;
+        let (file, digest) = self.image.variant("zstd")?;
         self.provision_image(&file, &digest, more)
     }
 
@@ -131,7 +156,7 @@ impl Site<'_> {
 
     /// The image's file name and digest.
     pub(crate) fn image(&self) -> Result<(String, String)> {
-        self.world.image.variant("zstd")
+        self.image.variant("zstd")
     }
 
     pub(crate) fn wait_state(&self, state: HostState, patience: Duration) -> Result<Host> {
