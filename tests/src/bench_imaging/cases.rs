@@ -71,7 +71,7 @@ pub(super) fn contenders(cases: &[Case]) -> Vec<Contender> {
 }
 
 const fn of(image: &'static str, file: &'static str, way: Way) -> Contender {
-    let before = Before::Blank;
+    let before = Before::Used;
     Contender {
         image,
         file,

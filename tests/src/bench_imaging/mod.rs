@@ -179,7 +179,7 @@ trait Ground {
     /// The next ones are of this image, on a disk of so many bytes.
     fn begin(&mut self, image: &str, bytes: u64) -> Result<()>;
 
-    /// Makes the disk hold `held`, or nothing, and has a contender write it.
+    /// Makes the disk hold `held`, or old data, and has a contender write it.
     fn write(
         &mut self,
         contender: &Contender,
@@ -343,7 +343,7 @@ impl Bench {
     /// One run, with every byte of the disk compared afterwards.
     fn once(&self, ground: &mut impl Ground, contender: &Contender) -> Result<Written> {
         let held = match contender.before {
-            Before::Blank => None,
+            Before::Used => None,
             Before::Holds(image) => Some(self.inputs.path(image)),
         };
         let fetch = Fetch {

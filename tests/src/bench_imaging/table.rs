@@ -7,6 +7,7 @@ use std::io::Write;
 use anyhow::Result;
 
 use super::cases::{Case, Contender, Expect};
+use super::disk::START;
 use super::limit::{Load, Rate};
 use super::measure::Figures;
 use super::rivals::Way;
@@ -28,7 +29,7 @@ fn one(section: &Section, out: &mut impl Write) -> Result<()> {
     let (place, cores) = (&section.place, section.cores);
     writeln!(
         out,
-        "\nimages to {place}, {cores} cores, median of the runs, MiB; ratio: theirs / ours"
+        "\nimages to {place}, {cores} cores, median of the runs, MiB; ratio: theirs / ours\n{START}"
     )?;
     writeln!(
         out,
