@@ -5,7 +5,8 @@
 //! that is where image servers are; what is never an image server is not: the machine itself, its
 //! link, and the places where clouds keep credentials.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::error::Error;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Where clouds answer with credentials, beside 169.254.0.0/16 and `fe80::/10`.
 const METADATA: [IpAddr; 5] = [
@@ -41,7 +42,56 @@ pub struct Refused {
     pub what: &'static str,
 }
 
+/// Most redirects that are followed.
+pub const REDIRECTS: usize = 5;
+
+/// Why a redirect is not followed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoRedirect {
+    /// After [`REDIRECTS`] of them.
+    #[error("too many redirects")]
+    TooMany,
+    /// It leads where nothing is fetched from.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+}
+
+impl Refused {
+    /// The refusal behind an error of whatever connects, if that is what it was.
+    pub fn behind<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e Self> {
+        let causes = std::iter::successors(error.source(), |&error| error.source());
+        let mut found = causes.filter_map(|cause| match cause.downcast_ref() {
+            Some(NoRedirect::Refused(refused)) => Some(refused),
+            _ => cause.downcast_ref(),
+        });
+        found.next()
+    }
+}
+
 impl Policy {
+    /// The addresses of a name that may be connected to. With none left, why not the first.
+    pub fn allowed(self, found: &[SocketAddr]) -> Result<Vec<SocketAddr>, Refused> {
+        let (mut allowed, mut refused) = (Vec::new(), None);
+        for address in found {
+            match self.check(address.ip()) {
+                Ok(()) => allowed.push(*address),
+                Err(why) => refused = refused.or(Some(why)),
+            }
+        }
+        match refused {
+            Some(why) if allowed.is_empty() => Err(why),
+            _ => Ok(allowed),
+        }
+    }
+
+    /// Whether one more redirect is followed, after so many URLs, to this host.
+    pub fn check_redirect(self, before: usize, host: &str) -> Result<(), NoRedirect> {
+        if before > REDIRECTS {
+            return Err(NoRedirect::TooMany);
+        }
+        Ok(self.check_host(host)?)
+    }
+
     /// Refuses an address that nobody shall be sent to.
     pub fn check(self, address: IpAddr) -> Result<(), Refused> {
         let plain = embedded(address);
@@ -210,5 +260,30 @@ mod tests {
         ] {
             assert!(Policy::Others.check_host(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_name_is_judged_by_what_it_resolves_to() {
+        let at = |text: &str| SocketAddr::new(text.parse().unwrap(), 0);
+        let (good, bad) = (at("10.0.0.1"), at("169.254.169.254"));
+        assert_eq!(Policy::Others.allowed(&[bad, good]).unwrap(), [good]);
+        assert!(Policy::Others.allowed(&[bad]).is_err());
+        assert_eq!(Policy::Others.allowed(&[]).unwrap(), []);
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("what a client says")]
+    struct Shown(#[source] NoRedirect);
+
+    #[test]
+    fn a_redirect_is_judged_and_they_end() {
+        let checked = |before, host| Policy::Others.check_redirect(before, host);
+        assert_eq!(checked(REDIRECTS, "10.0.0.1"), Ok(()));
+        assert_eq!(checked(REDIRECTS + 1, "10.0.0.1"), Err(NoRedirect::TooMany));
+        let refused = checked(1, "169.254.169.254").unwrap_err();
+        let found = Shown(refused);
+        let found = Refused::behind(&found).unwrap();
+        assert_eq!(found.address, "169.254.169.254");
+        assert!(Refused::behind(&Shown(NoRedirect::TooMany)).is_none());
     }
 }

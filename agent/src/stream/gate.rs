@@ -131,7 +131,7 @@ impl Gate {
     }
 
     async fn fetch(&self, client: &Client, realm: Url) -> Result<HeaderValue, Closed> {
-        let silent = |error: reqwest::Error| match reach::refusal(&error) {
+        let silent = |error: reqwest::Error| match Refused::behind(&error) {
             Some(why) => Closed::Forbidden(why.clone()),
             None => Closed::Silent(chain(&error.without_url())),
         };

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
+use ferrite_proto::address::Refused;
 use ferrite_proto::image_server::{ImageServer, Login};
 use reqwest::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, ETAG, HeaderMap, HeaderName,
@@ -307,7 +308,7 @@ impl Remote {
     }
 
     fn not_sent(&self, error: &reqwest::Error) -> FetchError {
-        match reach::refusal(error) {
+        match Refused::behind(error) {
             Some(why) => FetchError::Forbidden {
                 url: self.url.clone(),
                 why: why.clone(),

@@ -1,18 +1,14 @@
 //! Where a fetch may lead: checked for the URL itself, for each redirect, and for what a name
 //! resolves to at the moment of connecting, so that a name that changes its mind gains nothing.
 //!
-//! Which addresses are refused is decided in `ferrite_proto::address`.
+//! What is refused is decided in `ferrite_proto::address`.
 
-use std::error::Error;
 use std::net::{SocketAddr, ToSocketAddrs};
 
 use ferrite_proto::address::{Policy, Refused};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::{self, Attempt};
 use reqwest::{ClientBuilder, Url};
-
-/// Most redirects that are followed; only to http and https.
-const REDIRECTS: usize = 5;
 
 /// A client that goes nowhere else.
 pub(super) fn bounded(client: ClientBuilder, policy: Policy) -> ClientBuilder {
@@ -27,25 +23,11 @@ pub(super) fn check(policy: Policy, url: &Url) -> Result<(), Refused> {
 }
 
 fn follow(policy: Policy, hop: Attempt<'_>) -> redirect::Action {
-    if hop.previous().len() > REDIRECTS {
-        return hop.error("too many redirects");
-    }
-    match check(policy, hop.url()) {
+    let host = hop.url().host_str().unwrap_or_default();
+    match policy.check_redirect(hop.previous().len(), host) {
         Ok(()) => hop.follow(),
-        Err(refused) => hop.error(refused),
+        Err(why) => hop.error(why),
     }
-}
-
-/// The refusal behind an error, if that is what it was.
-pub(super) fn refusal(error: &reqwest::Error) -> Option<&Refused> {
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        if let Some(refused) = error.downcast_ref() {
-            return Some(refused);
-        }
-        cause = error.source();
-    }
-    None
 }
 
 struct Resolver(Policy);
@@ -57,30 +39,16 @@ impl Resolve for Resolver {
             let host = name.as_str().to_owned();
             let found = tokio::task::spawn_blocking(move || (host, 0).to_socket_addrs());
             let found: Vec<SocketAddr> = found.await??.collect();
-            let allowed = allowed(policy, &found)?;
+            let allowed = policy.allowed(&found)?;
             Ok(Box::new(allowed.into_iter()) as Addrs)
         })
-    }
-}
-
-/// The addresses that may be connected to. With none left, why not the first.
-fn allowed(policy: Policy, found: &[SocketAddr]) -> Result<Vec<SocketAddr>, Refused> {
-    let (mut allowed, mut refused) = (Vec::new(), None);
-    for address in found {
-        match policy.check(address.ip()) {
-            Ok(()) => allowed.push(*address),
-            Err(why) => refused = refused.or(Some(why)),
-        }
-    }
-    match refused {
-        Some(why) if allowed.is_empty() => Err(why),
-        _ => Ok(allowed),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ferrite_proto::address::REDIRECTS;
     use std::io::{Read, Write};
     use std::net::TcpListener;
 
@@ -125,7 +93,7 @@ mod tests {
             "http://2852039166/",
         ] {
             let error = get(Policy::OthersAndLoopback, &redirecting(to)).unwrap_err();
-            assert!(refusal(&error).is_some(), "{to}: {error:?}");
+            assert!(Refused::behind(&error).is_some(), "{to}: {error:?}");
         }
         for to in ["file:///etc/passwd", "gopher://10.0.0.1/"] {
             // Not followed: an error, or the redirect itself, which is no image.
@@ -161,11 +129,6 @@ mod tests {
     fn a_name_is_judged_by_what_it_resolves_to() {
         // This name resolves to loopback wherever there is /etc/hosts.
         let error = get(Policy::Others, "http://localhost:9/").unwrap_err();
-        assert!(refusal(&error).is_some(), "{error:?}");
-        let at = |text: &str| SocketAddr::new(text.parse().unwrap(), 0);
-        let (good, bad) = (at("10.0.0.1"), at("169.254.169.254"));
-        assert_eq!(allowed(Policy::Others, &[bad, good]).unwrap(), [good]);
-        assert!(allowed(Policy::Others, &[bad]).is_err());
-        assert_eq!(allowed(Policy::Others, &[]).unwrap(), []);
+        assert!(Refused::behind(&error).is_some(), "{error:?}");
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ferrite_imaging::Hasher;
-use ferrite_proto::address::Policy;
+use ferrite_proto::address::{Policy, Refused};
 use ferrite_proto::digest::Digest;
 use ferrite_proto::image::ImageRef;
 use ferrite_proto::image_server::ImageServer;
@@ -197,7 +197,7 @@ impl<'a> Download<'a> {
             request = request.header(IF_RANGE, mark);
         }
         let sent = reach::log_in(request, self.server).send().await;
-        sent.map_err(|error| match reach::refusal(&error) {
+        sent.map_err(|error| match Refused::behind(&error) {
             Some(refused) => Broken::Lasting(invalid(self.url, &refused.to_string())),
             None if error.is_redirect() => Broken::Lasting(invalid(self.url, &chain(&error))),
             None => Broken::Passing(self.unreachable(&chain(&error))),

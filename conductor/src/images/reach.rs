@@ -1,9 +1,6 @@
 //! The client that images are fetched with. It goes where `ferrite_proto::address` allows: checked
 //! for the URL, for each redirect, and for what a name resolves to at the moment of connecting, so
-//! that a name that changes its mind gains nothing.
-//!
-//! The agent has the same for hosts (`agent/src/stream/reach.rs`); the two share the rules, and
-//! cannot share a crate.
+//! that a name that changes its mind gains nothing. The agent's is `agent/src/stream/reach.rs`.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -18,8 +15,6 @@ use reqwest::{Certificate, Client, Proxy, RequestBuilder, Url};
 
 use crate::bmc::system_cas;
 
-/// Most redirects that are followed.
-const REDIRECTS: usize = 5;
 /// For a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 /// Without a byte.
@@ -67,25 +62,11 @@ pub(super) fn check(policy: Policy, url: &Url) -> Result<(), Refused> {
 }
 
 fn follow(policy: Policy, hop: Attempt<'_>) -> redirect::Action {
-    if hop.previous().len() > REDIRECTS {
-        return hop.error("too many redirects");
-    }
-    match check(policy, hop.url()) {
+    let host = hop.url().host_str().unwrap_or_default();
+    match policy.check_redirect(hop.previous().len(), host) {
         Ok(()) => hop.follow(),
-        Err(refused) => hop.error(refused),
+        Err(why) => hop.error(why),
     }
-}
-
-/// The refusal behind an error, if that is what it was.
-pub(super) fn refusal(error: &reqwest::Error) -> Option<&Refused> {
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        if let Some(refused) = error.downcast_ref() {
-            return Some(refused);
-        }
-        cause = error.source();
-    }
-    None
 }
 
 struct Resolver(Policy);
@@ -96,24 +77,9 @@ impl Resolve for Resolver {
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
             let found: Vec<SocketAddr> = found.collect();
-            let allowed = allowed(policy, &found)?;
+            let allowed = policy.allowed(&found)?;
             Ok(Box::new(allowed.into_iter()) as Addrs)
         })
-    }
-}
-
-/// The addresses that may be connected to. With none left, why not the first.
-fn allowed(policy: Policy, found: &[SocketAddr]) -> Result<Vec<SocketAddr>, Refused> {
-    let (mut allowed, mut refused) = (Vec::new(), None);
-    for address in found {
-        match policy.check(address.ip()) {
-            Ok(()) => allowed.push(*address),
-            Err(why) => refused = refused.or(Some(why)),
-        }
-    }
-    match refused {
-        Some(why) if allowed.is_empty() => Err(why),
-        _ => Ok(allowed),
     }
 }
 
@@ -139,10 +105,6 @@ mod tests {
         let client = client(Policy::Others, None).unwrap();
         // This name resolves to loopback wherever there is /etc/hosts.
         let error = client.get("http://localhost:9/").send().await.unwrap_err();
-        assert!(refusal(&error).is_some(), "{error:?}");
-        let at = |text: &str| SocketAddr::new(text.parse().unwrap(), 0);
-        let (good, bad) = (at("10.0.0.1"), at("169.254.169.254"));
-        assert_eq!(allowed(Policy::Others, &[bad, good]).unwrap(), [good]);
-        assert!(allowed(Policy::Others, &[bad]).is_err());
+        assert!(Refused::behind(&error).is_some(), "{error:?}");
     }
 }
