@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::disk::Before;
 use super::inputs::{DENSE, GUEST_DENSE, GUEST_SPARSE, SPARSE, UPGRADED};
-use super::limit::{Limit, Load};
+use super::limit::{Limit, Load, NOTHING, Part};
 use super::rivals::Way;
 
 /// One way to write one file.
@@ -101,27 +101,41 @@ const UPGRADED_PACKED: Contender = of(UPGRADED, "upgraded.packed.zst", PACKED);
 
 /// Chunks are fetched, decoded, looked at and written by as many threads as there are cores.
 const PACKED_CHUNKS: Limit = Limit {
-    shared: |load| load.zstd(load.data) + load.blake3(load.data),
-    alone: |_| [0.0, 0.0],
+    shared: |load| {
+        [
+            ("zstd", load.zstd(load.data)),
+            ("BLAKE3", load.blake3(load.data)),
+        ]
+    },
+    alone: |_| [NOTHING; 2],
 };
 /// One thread decodes, another one hashes what was fetched.
-const STREAM_ZSTD: Limit = stream(|load| [load.zstd_stream(), load.sha256(load.fetched)]);
-const STREAM_GZIP: Limit = stream(|load| [load.gzip(load.data), load.sha256(load.fetched)]);
-const STREAM_PLAIN: Limit = stream(|load| [0.0, load.sha256(load.fetched)]);
+const STREAM_ZSTD: Limit = stream(|load| [("zstd", load.zstd_stream()), sha256(load)]);
+const STREAM_GZIP: Limit = stream(|load| [("gzip", load.gzip(load.data)), sha256(load)]);
+const STREAM_PLAIN: Limit = stream(|load| [NOTHING, sha256(load)]);
 /// One thread hashes what was fetched; all decode clusters.
 const CLUSTERS: Limit = Limit {
-    shared: |load| load.zlib(load.data),
+    shared: |load| [("zlib", load.zlib(load.data)), NOTHING],
     ..STREAM_PLAIN
 };
 /// All of the disk is read, and what is not zeros is hashed.
 const COMPARED: Limit = Limit {
-    shared: |load| load.read(load.bytes) + load.blake3(load.data),
-    alone: |_| [0.0, 0.0],
+    shared: |load| {
+        [
+            ("reading back", load.read(load.bytes)),
+            ("BLAKE3", load.blake3(load.data)),
+        ]
+    },
+    alone: |_| [NOTHING; 2],
 };
 
-const fn stream(alone: fn(&Load) -> [f64; 2]) -> Limit {
-    let shared = |_: &Load| 0.0;
+const fn stream(alone: fn(&Load) -> [Part; 2]) -> Limit {
+    let shared = |_: &Load| [NOTHING; 2];
     Limit { shared, alone }
+}
+
+fn sha256(load: &Load) -> Part {
+    ("SHA-256", load.sha256(load.fetched))
 }
 
 /// On this machine: to a loop device over memory.

@@ -2,12 +2,14 @@
 //! go to the disk and come back, and are decoded and hashed on one core. From that, what bounds a
 //! case: no contender can be faster than its slowest part, nor than all its work over the cores.
 
+use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ferrite_imaging::Hasher;
 use ferrite_proto::digest::Algorithm;
+use nix::fcntl::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 
 use super::disk::Device;
@@ -49,6 +51,8 @@ pub(super) struct Rates {
     /// `dd` of zeros with `O_DIRECT`, 4 MiB each, and back.
     pub(super) disk: Rate,
     pub(super) read: Rate,
+    /// Made zeros by the disk's own command, where data were.
+    pub(super) zero: Rate,
     /// Raw bytes by `zstd -dc`; the sparse image's are mostly zeros.
     pub(super) zstd_dense: Rate,
     pub(super) zstd_sparse: Rate,
@@ -108,6 +112,7 @@ impl Probe {
             link: by_wall(packed, &["curl", "-s", "-o", "/dev/null", &self.url])?,
             disk: by_wall(dense, &[&write[..], &end].concat())?,
             read: by_wall(dense, &[&read[..], &end].concat())?,
+            zero: zeroing(dense, disk)?,
             zstd_dense: by_cpu(dense, &["zstd", "-dc", zst])?,
             zstd_sparse: by_cpu(self.sparse_bytes, &["zstd", "-dc", text(&self.sparse_zst)?])?,
             gzip_dense,
@@ -127,6 +132,9 @@ pub(super) struct Load<'a> {
     pub(super) bytes: f64,
     pub(super) data: f64,
     pub(super) fetched: f64,
+    /// To the disk, as data and as a command.
+    pub(super) written: f64,
+    pub(super) zeroed: f64,
 }
 
 impl Load<'_> {
@@ -168,36 +176,60 @@ impl Load<'_> {
     }
 }
 
-/// What bounds a case, beside link and disk: seconds of work that all cores share, and seconds of
-/// decoding and of hashing that one core has to do for itself.
+/// A part of the work, and how many seconds it takes for itself.
+pub(super) type Part = (&'static str, f64);
+
+/// No part.
+pub(super) const NOTHING: Part = ("", 0.0);
+
+/// What bounds a case, beside link and disk: work that all cores share, and decoding and hashing
+/// that one core has to do for itself.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limit {
-    pub(super) shared: fn(&Load) -> f64,
-    pub(super) alone: fn(&Load) -> [f64; 2],
+    pub(super) shared: fn(&Load) -> [Part; 2],
+    pub(super) alone: fn(&Load) -> [Part; 2],
+}
+
+/// What nobody could be faster than.
+#[derive(Debug)]
+pub(super) struct Bound {
+    pub(super) seconds: f64,
+    pub(super) why: &'static str,
+    /// All the work there is.
+    pub(super) parts: Vec<Part>,
 }
 
 impl Limit {
-    /// In seconds, and what it is. Where link and disk are memory, they are work of the cores, too.
+    /// Where link and disk are memory, they are work of the cores, too.
     #[expect(clippy::cast_precision_loss, reason = "seconds for a table")]
-    pub(super) fn of(self, load: &Load, written: f64, cores: usize) -> (f64, &'static str) {
+    pub(super) fn of(self, load: &Load, cores: usize) -> Bound {
         let [decoding, hashing] = (self.alone)(load);
-        let link = load.rates.link.of(load.fetched);
-        let disk = load.rates.disk.of(written);
-        let work = (self.shared)(load) + decoding + hashing + link + disk;
+        let link = ("link", load.rates.link.of(load.fetched));
+        let sent = ("disk", load.rates.disk.of(load.written));
+        let zeroed = ("zeroing", load.rates.zero.of(load.zeroed));
+        let shared = (self.shared)(load);
+        let mut parts = [&shared[..], &[decoding, hashing, link, sent, zeroed]].concat();
+        parts.retain(|(_, seconds)| *seconds > 0.0);
+        let work: f64 = parts.iter().map(|(_, seconds)| seconds).sum();
         let bounds = [
             (
                 work / cores as f64,
                 "decoding, hashing and copying on all cores",
             ),
-            (decoding, "one stream, decoded by one core"),
-            (hashing, "one SHA-256, by one core"),
-            (link, "the link"),
-            (disk, "the disk"),
+            (decoding.1, "one stream, decoded by one core"),
+            (hashing.1, "one SHA-256, by one core"),
+            (link.1, "the link"),
+            (sent.1 + zeroed.1, "the disk"),
         ];
         let slowest = bounds
             .into_iter()
             .max_by(|one, other| one.0.total_cmp(&other.0));
-        slowest.unwrap_or_default()
+        let (seconds, why) = slowest.unwrap_or_default();
+        Bound {
+            seconds,
+            why,
+            parts,
+        }
     }
 }
 
@@ -214,6 +246,19 @@ fn blake3() -> Rate {
         bytes: (piece * times) as f64,
         seconds: started.elapsed().as_secs_f64(),
     }
+}
+
+/// Has a disk that was written make all of it zeros.
+#[expect(clippy::cast_precision_loss, reason = "a rate for a table")]
+fn zeroing(bytes: u64, disk: &Device) -> Result<Rate> {
+    let file = OpenOptions::new().write(true).open(disk.name())?;
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let started = Instant::now();
+    fallocate(&file, hole, 0, i64::try_from(bytes)?).context("making the disk zeros")?;
+    Ok(Rate {
+        bytes: bytes as f64,
+        seconds: started.elapsed().as_secs_f64(),
+    })
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a rate for a table")]
@@ -249,34 +294,40 @@ mod tests {
         let rates = Rates {
             link: rate(1.0),
             disk: rate(2.0),
+            zero: rate(3.0),
             gzip_dense: rate(8.0),
             ..Rates::default()
         };
-        let load = Load {
+        let load = |written, zeroed| Load {
             rates: &rates,
             bytes: 10.0,
             data: 10.0,
             fetched: 10.0,
+            written,
+            zeroed,
+        };
+        let is = |bound: &Bound, seconds: f64, why: &str| {
+            let near = (bound.seconds - seconds).abs() < 1e-9;
+            assert!(near && bound.why.contains(why), "{bound:?}");
         };
         let shared = Limit {
-            shared: |load| load.gzip(load.data),
-            alone: |_| [0.0; 2],
+            shared: |load| [("gzip", load.gzip(load.data)), NOTHING],
+            alone: |_| [NOTHING; 2],
         };
-        let (seconds, why) = shared.of(&load, 5.0, 2);
-        assert!(
-            (seconds - 5.0).abs() < 1e-9 && why.contains("all cores"),
-            "{why}"
-        );
+        let bound = shared.of(&load(5.0, 0.0), 2);
+        is(&bound, 5.0, "all cores");
+        assert_eq!(bound.parts, [("gzip", 8.0), ("link", 1.0), ("disk", 1.0)]);
         let alone = Limit {
-            shared: |_| 0.0,
-            alone: |load| [load.gzip(load.data), load.sha256(load.fetched)],
+            shared: |_| [NOTHING; 2],
+            alone: |load| {
+                [
+                    ("gzip", load.gzip(load.data)),
+                    ("SHA-256", load.sha256(load.fetched)),
+                ]
+            },
         };
-        let (seconds, why) = alone.of(&load, 5.0, 2);
-        assert!(
-            (seconds - 8.0).abs() < 1e-9 && why.contains("decoded by one"),
-            "{why}"
-        );
-        let (seconds, why) = alone.of(&load, 90.0, 4);
-        assert!((seconds - 18.0).abs() < 1e-9 && why == "the disk", "{why}");
+        is(&alone.of(&load(5.0, 0.0), 2), 8.0, "decoded by one");
+        is(&alone.of(&load(90.0, 0.0), 4), 18.0, "the disk");
+        is(&alone.of(&load(30.0, 40.0), 4), 18.0, "the disk");
     }
 }

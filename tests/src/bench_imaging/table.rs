@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use super::cases::{Case, Contender, Expect};
 use super::disk::START;
-use super::limit::{Load, Rate};
+use super::limit::{Bound, Load, Rate};
 use super::measure::Figures;
 use super::rivals::Way;
 use super::{Outcome, Section};
@@ -51,21 +51,25 @@ fn one(section: &Section, out: &mut impl Write) -> Result<()> {
             continue;
         };
         writeln!(out, "{}", case.name)?;
-        let mut missed = false;
-        row(out, "ours", ours, &limit(section, case, ours))?;
+        let mut missed = Vec::new();
+        let bound = bound(section, case, ours);
+        row(out, "ours", ours, &limit(ours, &bound))?;
         for (peer, expect) in case.peers {
             let Some(theirs) = outcome(peer) else {
                 continue;
             };
             let verdict = verdict(ours, theirs, *expect, section.changed);
-            missed |= verdict.contains(MISSED);
+            if verdict.contains(MISSED) {
+                missed.push(median(&theirs.runs).wall);
+            }
             let name = match peer.way {
                 Way::Ours(_) => "ours, a first write".to_owned(),
                 way => way.to_string(),
             };
             row(out, &name, theirs, &verdict)?;
         }
-        if missed {
+        if !missed.is_empty() {
+            explain(out, &bound, &missed, cores)?;
             profile(out, ours)?;
         }
     }
@@ -73,29 +77,52 @@ fn one(section: &Section, out: &mut impl Write) -> Result<()> {
     limits(section, out)
 }
 
-/// How near ours is to what this machine can do.
+/// What this machine could do at best.
 #[expect(clippy::cast_precision_loss, reason = "seconds for a table")]
-fn limit(section: &Section, case: &Case, ours: &Outcome) -> String {
-    if ours.failure.is_some() {
-        return String::new();
-    }
+fn bound(section: &Section, case: &Case, ours: &Outcome) -> Bound {
     let figures = median(&ours.runs);
-    let (bytes, data) = section
-        .sizes
-        .get(case.ours.image)
-        .copied()
-        .unwrap_or_default();
+    let sizes = section.sizes.get(case.ours.image).copied();
+    let (bytes, data) = sizes.unwrap_or_default();
+    let said = ours.said.last();
     let load = Load {
         rates: &section.rates,
         bytes: bytes as f64,
         data: data as f64,
         fetched: figures.fetched as f64,
+        written: said.map_or(figures.written, |said| said.bytes_written) as f64,
+        zeroed: said.map_or(0, |said| said.bytes_zeroed) as f64,
     };
-    let said = ours.said.last();
-    let written = said.map_or(figures.written, |said| said.bytes_written);
-    let (seconds, why) = case.limit.of(&load, written as f64, section.cores);
-    let share = 100.0 * seconds / figures.wall.max(1e-9);
+    case.limit.of(&load, section.cores)
+}
+
+/// How near ours is to it.
+fn limit(ours: &Outcome, bound: &Bound) -> String {
+    if ours.failure.is_some() {
+        return String::new();
+    }
+    let Bound { seconds, why, .. } = bound;
+    let share = 100.0 * seconds / median(&ours.runs).wall.max(1e-9);
     format!("  limit {seconds:.2} s ({why}): {share:.0} % of that speed")
+}
+
+/// The work of a row that missed, measured one thing at a time, and what it would come to at best.
+fn explain(out: &mut impl Write, bound: &Bound, theirs: &[f64], cores: usize) -> Result<()> {
+    let shown = bound.parts.iter();
+    let shown: Vec<_> = shown
+        .map(|(name, seconds)| format!("{name} {seconds:.2}"))
+        .collect();
+    let best: Vec<_> = theirs
+        .iter()
+        .map(|wall| format!("{:.2} ×", wall / bound.seconds.max(1e-9)))
+        .collect();
+    Ok(writeln!(
+        out,
+        "    seconds of each part for itself: {}; by {} on {cores} cores {:.2} s: {} at best",
+        shown.join(", "),
+        bound.why,
+        bound.seconds,
+        best.join(", ")
+    )?)
 }
 
 /// Where the processor time of a row that missed went, by thread.
@@ -207,6 +234,7 @@ fn limits(section: &Section, out: &mut impl Write) -> Result<()> {
         ("link", rates.link),
         ("to the disk", rates.disk),
         ("from it", rates.read),
+        ("zeroed by it", rates.zero),
     ];
     let (places, one_core) = (listed(&places), listed(&of_one_core));
     Ok(writeln!(
@@ -256,5 +284,24 @@ mod tests {
         let expect = Expect::FasterAndNoDearer(1.6);
         let text = verdict(&ours, &theirs, expect, None);
         assert!(text.contains("MISSED; CPU no higher: MISSED"), "{text}");
+    }
+
+    #[test]
+    fn a_miss_says_what_each_part_takes_and_what_would_be_best() {
+        let bound = Bound {
+            seconds: 6.4,
+            why: "one SHA-256, by one core",
+            parts: vec![("SHA-256", 6.4), ("link", 2.5)],
+        };
+        let mut out = Vec::new();
+        explain(&mut out, &bound, &[25.6], 2).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        for part in [
+            "SHA-256 6.40, link 2.50",
+            "on 2 cores 6.40 s",
+            "4.00 × at best",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
     }
 }
