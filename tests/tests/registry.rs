@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use ferrite_proto::catalog::Image;
 use ferrite_proto::digest::to_hex;
 use ferrite_proto::named_image::{ImagePhase, ImageStatus};
 use ferrite_proto::problem::Code;
+use ferrite_tests::postgres::Postgres;
 use ferrite_tests::swarm::{Operator, Served, ferrite};
 use futures_util::stream;
 use reqwest::Method;
@@ -455,6 +457,82 @@ async fn a_conductor_killed_in_the_middle_begins_again() -> Result<()> {
         tokio::time::sleep(LOOK).await;
     }
     Ok(())
+}
+
+/// Two conductors on one database: hosts are sent from either to the one that has the file, and
+/// one that is lost while it packs has a successor.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_conductor_sends_to_the_other_and_takes_over_its_work() -> Result<()> {
+    let database = Postgres::start()?;
+    let dir = tempfile::tempdir()?;
+    let key = dir.path().join("secrets.key");
+    std::fs::write(&key, [7_u8; 32])?;
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600))?;
+    let store = format!(
+        "[store]\nurl = {:?}\nkey_file = {:?}\n",
+        database.url(),
+        key.display().to_string()
+    );
+    let (one, two) = (World::start(&store).await?, World::start(&store).await?);
+    let (small, large) = (disk(), noise(48 << 20));
+    let (_, url) = Origin::start(&[("s", small.clone()), ("l", large.clone())], None)?;
+
+    let spec = json!({"url": format!("{url}/s"), "digest": sha256(&small)});
+    one.add("small", spec).await?;
+    one.until("small", ImagePhase::Ready).await?;
+    let status = followed(&two, "small").await?;
+    let (keeper, other) = keeper_first(&one, &two, &status)?;
+    let path = status
+        .url
+        .as_ref()
+        .and_then(|url| url.split_once("/images/"));
+    let (_, file) = path.context("it has no URL")?;
+    let elsewhere = ImageStatus {
+        url: Some(format!("{}/images/{file}", other.served.url)),
+        ..status.clone()
+    };
+    ensure!(files(&other.images())?.is_empty(), "both packed it");
+    is_served(other, &elsewhere).await?;
+    is_served(keeper, &followed(keeper, "small").await?).await?;
+
+    let spec = json!({"url": format!("{url}/l"), "digest": sha256(&large)});
+    one.add("large", spec).await?;
+    let status = one.until("large", ImagePhase::Packing).await?;
+    let (lost, left) = keeper_first(&one, &two, &status)?;
+    lost.served.kill()?;
+    let status = left.until("large", ImagePhase::Ready).await?;
+    ensure!(
+        status.conductor.as_ref() == Some(&left.served.url),
+        "{status:?}"
+    );
+    let whole = left.fetch(&status)?.send().await?.bytes().await?;
+    ensure!(Some(whole.len() as u64) == status.packed_bytes);
+    Ok(())
+}
+
+/// What a conductor says of an image that is ready, once it has heard that from another.
+async fn followed(world: &World, name: &str) -> Result<ImageStatus> {
+    let begun = Instant::now();
+    loop {
+        match world.status(name).await {
+            Ok(status) if status.phase == ImagePhase::Ready => return Ok(status),
+            said => ensure!(begun.elapsed() < PATIENCE, "it never follows: {said:?}"),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Who works on an image or has it, and who does not.
+fn keeper_first<'w>(
+    one: &'w World,
+    two: &'w World,
+    status: &ImageStatus,
+) -> Result<(&'w World, &'w World)> {
+    match status.conductor.as_ref() {
+        Some(url) if *url == one.served.url => Ok((one, two)),
+        Some(url) if *url == two.served.url => Ok((two, one)),
+        _ => bail!("nobody has it: {status:?}"),
+    }
 }
 
 /// A small disk, gone at the end.

@@ -7,8 +7,9 @@
 //!
 //! **Several conductors** on one database each have a folder of their own. The one that fulfils a
 //! wish says so in the status, with the URL that hosts reach it by; others leave it alone unless
-//! nothing was heard of it for minutes, and send whoever asks them for the file there. A conductor
-//! that is gone takes its files with it: its images are packed anew when they are written anew.
+//! nothing was heard of it for half a minute, and send whoever asks them for the file there. A
+//! conductor that is gone takes its files with it: its images are packed anew when they are written
+//! anew.
 //!
 //! Not here: what a packed image is (`ferrite-imaging`), and which host is given which
 //! (`lifecycle/image.rs`).

@@ -37,8 +37,9 @@ const AT_ONCE: usize = 4;
 const LOOK: Duration = Duration::from_millis(500);
 /// Between notes of how far it is; one who works on it is heard as often.
 const TELL: Duration = Duration::from_secs(5);
-/// A conductor that was not heard for so long does not work on it any more.
-const SILENCE: Duration = Duration::from_mins(2);
+/// A conductor that was not heard for so long does not work on it any more. One that does after
+/// all loses nothing but its work: both make the same file.
+const SILENCE: Duration = Duration::from_secs(30);
 /// First pause before another attempt; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 /// Longest pause.
