@@ -113,6 +113,9 @@ pub struct Provision {
     /// Replaces how the OS is started when given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_method: Option<crate::step::BootMethod>,
+    /// Replaces whether the image is read back from the disk when given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify_image: Option<bool>,
     /// Replaces which cluster the host joins when given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub join: Option<crate::join::JoinSpec>,

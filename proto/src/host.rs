@@ -207,6 +207,10 @@ pub struct HostSpec {
     /// How the deployed OS is started.
     #[serde(default)]
     pub boot_method: BootMethod,
+    /// Whether all of the image is read back from the disk before that becomes bootable. Counts
+    /// from the next deployment on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub verify_image: bool,
     /// The cluster that the host joins once its OS is up, and leaves when it is deprovisioned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub join: Option<JoinSpec>,
@@ -281,6 +285,7 @@ impl HostSpec {
             image_name: None,
             profile: None,
             boot_method: BootMethod::default(),
+            verify_image: false,
             join: None,
             externally_provisioned: false,
             detached: false,

@@ -31,6 +31,9 @@ pub enum Step {
         /// What is known of the servers it is on.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         servers: Vec<ImageServer>,
+        /// Read all of it back before the disk becomes bootable.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        verify: bool,
     },
     /// Add the config drive partition to the root disk. When cut off, starts from `WriteImage`.
     WriteConfigDrive {
@@ -214,6 +217,8 @@ pub struct ImageWritten {
     pub bytes_skipped: u64,
     /// The digest found, which is the one demanded.
     pub digest: Option<String>,
+    /// All of it was read back from the disk before that became bootable.
+    pub verified: bool,
     /// Wall seconds.
     pub seconds: f64,
     /// Peak resident memory of the agent, bytes (`VmHWM`).

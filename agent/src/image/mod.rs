@@ -155,6 +155,7 @@ impl Target<'_> {
         ImageWritten {
             disk: self.disk.name.clone(),
             serial: self.disk.serial.clone(),
+            verified: self.demand.verify,
             seconds: self.started.elapsed().as_secs_f64(),
             agent_peak_bytes: peak_memory(self.context),
             ..ImageWritten::default()

@@ -41,7 +41,11 @@ pub(crate) fn run(step: &Step, context: &Context<'_>) -> Result<Outcome, Problem
             image,
             root,
             servers,
-        } => write_image::run(image, root, &Terms::of_a_step(servers), context),
+            verify,
+        } => {
+            let terms = Terms::of_a_step(servers);
+            write_image::run(image, root, *verify, &terms, context)
+        }
         Step::WriteConfigDrive { root, files } => write_config_drive::run(root, files, context),
         Step::SetBootEntry { root } => {
             set_boot_entry::run(&root_disk::find(context.root, root)?.name, context)

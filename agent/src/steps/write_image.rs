@@ -9,17 +9,18 @@ use super::{Context, root_disk, write_config_drive};
 use crate::image::{Demand, write};
 use crate::stream::terms::Terms;
 
-/// Chooses the disk and writes the image to it.
+/// Chooses the disk and writes the image to it; with `verify` all of it is read back.
 pub(super) fn run(
     image: &ImageRef,
     root: &RootDisk,
+    verify: bool,
     terms: &Terms,
     context: &Context<'_>,
 ) -> Result<Outcome, Problem> {
     let disk = root_disk::find(context.root, root)?;
     let demand = Demand {
         room: write_config_drive::room(context)?,
-        verify: false,
+        verify,
     };
     let written = write(image, &disk, demand, terms, context)?;
     Ok(Outcome::ImageWritten(written))

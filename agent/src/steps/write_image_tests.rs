@@ -597,21 +597,23 @@ fn the_disk_that_is_meant_is_found_and_written() {
     fixture::write(&root, &[("/proc/self/exe", b"\x7fELF agent")]);
     let described = describe(server.url(), sha256(&image));
     let mut meant = RootDisk::default();
-    let problem = run(&described, &meant, &here(), &context).unwrap_err();
+    let problem = run(&described, &meant, false, &here(), &context).unwrap_err();
     assert_eq!(problem.code, Code::SeveralDisksMatch);
     meant.hints.serial = Some("vdb-serial".into());
     // The agent itself goes to the config drive: 4 MiB of it are too much for this disk.
     let agent = std::fs::File::create(root.path("/proc/self/exe")).unwrap();
     agent.set_len(4 * MIB).unwrap();
-    let problem = run(&described, &meant, &here(), &context).unwrap_err();
+    let problem = run(&described, &meant, false, &here(), &context).unwrap_err();
     assert_eq!(problem.code, Code::ImageTooLarge);
     assert!(problem.message.contains("14.0 MiB"), "{problem}");
     agent.set_len(MIB - 1).unwrap();
-    let Outcome::ImageWritten(written) = run(&described, &meant, &here(), &context).unwrap() else {
+    let Outcome::ImageWritten(written) = run(&described, &meant, true, &here(), &context).unwrap()
+    else {
         panic!("another outcome")
     };
     assert_eq!(written.disk, "/dev/vdb");
     assert_eq!(written.serial.as_deref(), Some("vdb-serial"));
+    assert!(written.verified);
 }
 
 #[test]

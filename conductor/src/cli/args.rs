@@ -436,6 +436,9 @@ pub(crate) struct Provision {
     /// How the OS is started.
     #[arg(long, value_parser = word::<BootMethod>, value_name = "kexec|reboot")]
     pub(crate) boot_method: Option<BootMethod>,
+    /// Read all of the image back from the disk before that becomes bootable.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) verify: Option<bool>,
     /// The cluster that it joins.
     #[command(flatten)]
     pub(crate) join: super::join::JoinArgs,

@@ -221,6 +221,7 @@ async fn provision(client: &Client, asked: Provision, output: Output) -> anyhow:
         secrets: asked.data.read()?,
         root_device_hints: (!hints.is_empty()).then_some(hints),
         boot_method: asked.boot_method,
+        verify_image: asked.verify,
         join: asked.join.spec()?,
     };
     let call = path(&asked.name, "/provision");
@@ -241,6 +242,9 @@ async fn provision_by_name(
     }
     if let Some(method) = asked.boot_method {
         spec["boot_method"] = to_value(method)?;
+    }
+    if let Some(verify) = asked.verify {
+        spec["verify_image"] = verify.into();
     }
     let patch = serde_json::json!({"spec": spec, "secrets": asked.data.read()?});
     client

@@ -512,6 +512,7 @@ impl Change {
                 default: spec.root_device_default,
             },
             method: spec.boot_method,
+            verify: spec.verify_image,
             booting_at: None,
         };
         self.event("step", format!("deploying {}", deployment.image.url));

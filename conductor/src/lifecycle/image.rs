@@ -161,6 +161,7 @@ mod tests {
                 default: host.host.spec.root_device_default,
             },
             method: host.host.spec.boot_method,
+            verify: false,
             booting_at: None,
         });
         assert_eq!(wanted(&host, None), Wanted::Kept(kept));

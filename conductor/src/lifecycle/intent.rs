@@ -101,6 +101,7 @@ impl Change {
         spec.image_name = None;
         spec.root_device_hints = asked.root_device_hints.unwrap_or(spec.root_device_hints);
         spec.boot_method = asked.boot_method.unwrap_or(spec.boot_method);
+        spec.verify_image = asked.verify_image.unwrap_or(spec.verify_image);
         spec.join = asked.join.or(spec.join);
         check_values(&spec)?;
         let mut secrets = self.kept.host.clone();

@@ -101,6 +101,7 @@ fn write_image(deployment: &Deployment, reach: &Reach) -> Step {
         image: image.clone(),
         root: deployment.root.clone(),
         servers,
+        verify: deployment.verify,
     }
 }
 
@@ -145,22 +146,52 @@ fn bug(what: &str) -> Problem {
 
 #[cfg(test)]
 mod tests {
+    use super::super::bench::{Bench, image, spec};
     use super::*;
 
-    #[test]
-    fn a_host_is_told_of_the_servers_of_its_image_alone() {
-        let server = |prefix: &str| ImageServer {
-            prefix: prefix.into(),
+    /// A conductor that knows these servers of images.
+    fn reach(servers: &[&str]) -> Reach {
+        let server = |prefix: &&str| ImageServer {
+            prefix: (*prefix).to_owned(),
             ..ImageServer::default()
         };
-        let reach = Reach {
+        Reach {
             url: "https://c:7443".into(),
             ca: CaPin([7; 32]),
             ca_pem: "".into(),
-            servers: ["https://a/", "https://b/", "https://c/x/", "https://d/"]
-                .map(server)
-                .into(),
+            servers: servers.iter().map(server).collect(),
+        }
+    }
+
+    #[test]
+    fn an_image_is_read_back_where_that_was_asked_when_its_deployment_began() {
+        let ordered = |bench: &Bench| {
+            let step = step(
+                StepName::WriteImage,
+                &bench.record,
+                &bench.kept,
+                &reach(&[]),
+            );
+            match step.unwrap() {
+                Step::WriteImage { verify, .. } => verify,
+                other => panic!("{other:?}"),
+            }
         };
+        for asked in [false, true] {
+            let mut bench = Bench::available(spec());
+            let wanted = serde_json::json!({"image": image("a"), "verify_image": asked});
+            bench.set(&wanted);
+            assert_eq!(ordered(&bench), asked);
+            let request = bench.record.run.request;
+            bench.set(&serde_json::json!({"verify_image": !asked}));
+            assert_eq!(bench.record.run.request, request, "what runs goes on");
+            assert_eq!(ordered(&bench), asked, "a step says the same each time");
+        }
+    }
+
+    #[test]
+    fn a_host_is_told_of_the_servers_of_its_image_alone() {
+        let reach = reach(&["https://a/", "https://b/", "https://c/x/", "https://d/"]);
         let image: ImageRef = serde_json::from_value(serde_json::json!({
             "url": "https://a/os.raw",
             "mirrors": ["https://c/y/os.raw"],

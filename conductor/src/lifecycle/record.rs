@@ -188,6 +188,9 @@ pub(crate) struct Deployment {
     pub(crate) root: RootDisk,
     /// How it is started.
     pub(crate) method: BootMethod,
+    /// Whether it is read back from the disk.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) verify: bool,
     /// When the agent said that it starts the OS.
     #[serde(default)]
     pub(crate) booting_at: Option<Timestamp>,

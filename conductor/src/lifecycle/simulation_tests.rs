@@ -189,6 +189,7 @@ impl Sim {
                     secrets: ferrite_proto::host::HostSecrets::default(),
                     root_device_hints: None,
                     boot_method: None,
+                    verify_image: None,
                     join: None,
                 };
                 let _ = self.change(|change| change.provision(asked));

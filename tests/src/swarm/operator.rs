@@ -165,6 +165,7 @@ impl Operator {
             secrets: HostSecrets::default(),
             root_device_hints: None,
             boot_method: None,
+            verify_image: None,
             join: None,
         };
         let body = &serde_json::to_value(provision)?;

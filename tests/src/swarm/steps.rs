@@ -129,6 +129,7 @@ async fn write_image(
         bytes_zeroed: pace.image_bytes / 2,
         bytes_skipped: 0,
         digest: image.digest.as_ref().map(ToString::to_string),
+        verified: false,
         seconds: started.elapsed().as_secs_f64(),
         agent_peak_bytes: 32 << 20,
         memory_low_bytes: 60 << 30,
