@@ -20,7 +20,7 @@ AS_ROOT := $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)")
 # The whole workspace each time: with fewer crates, cargo would build their dependencies anew.
 E2E := $(AS_ROOT) $(CARGO) test --workspace --test e2e
 
-.PHONY: lifecycle openapi schemathesis fuzz demo test test-all unit simulate bench-deploy bench-conductor bench-imaging failover kills lint deps test-kube build agent boot os node kube-node node-double sudo clean help
+.PHONY: lifecycle openapi schemathesis fuzz demo test test-all unit simulate bench-deploy bench-conductor bench-imaging failover kills lint deps test-kube build agent boot os node kube-node kube-programs node-double sudo clean help
 
 help:
 	@echo "make demo       one virtual host, from powered off to a running OS (KEEP=1 leaves the lab up;"
@@ -53,8 +53,7 @@ test-all: deps $(if $(PART),,lint unit) build boot os node
 
 # A host joins a real control plane, and leaves it. The programs are yours: it says which, and where
 # they come from.
-test-kube: deps build boot
-	@$(MAKE) --no-print-directory kube-node
+test-kube: kube-programs deps boot kube-node
 	$(E2E) -- --kube
 
 # The long form: 200 deployments, and every 30 s a kill of the conductor that drives most hosts.
@@ -177,8 +176,9 @@ node: build node-double
 $(TARGET)/lab/node-double.raw.json: $(TARGET)/node-double $(NODE_PARTS)
 	$(SUDO) $(TARGET)/debug/ferrite-image os --out $(TARGET)/lab/node-double.raw --compress zstd \
 		--kubeadm $(TARGET)/node-double --kubelet $(TARGET)/node-double
-kube-node: build
+kube-programs: build
 	@$(TARGET)/debug/ferrite-lab kube-programs $(NODE_ONLY)
+kube-node: kube-programs
 	@$(MAKE) --no-print-directory $(TARGET)/lab/node-kube.raw.json
 $(TARGET)/lab/node-kube.raw.json: $(FERRITE_KUBE_BIN)/kubeadm $(FERRITE_KUBE_BIN)/kubelet $(NODE_PARTS)
 	$(SUDO) $(TARGET)/debug/ferrite-image os --out $(TARGET)/lab/node-kube.raw --compress zstd \

@@ -1,9 +1,11 @@
 //! The lab itself on real firmware: power, boot order, virtual media, boot counting. No conductor,
 //! no ramdisk.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ferrite_tests::lab::Lab;
 use ferrite_tests::machine::Firmware;
 use ferrite_tests::vm::Power;
@@ -88,4 +90,29 @@ fn a_bios_host_boots_the_network_when_its_bmc_says_so() -> Result<()> {
     let console = host.console();
     assert!(!console.contains("Booting from Hard Disk"), "{console}");
     Ok(())
+}
+
+#[test]
+fn an_address_of_the_ordinary_network_answers_inside_when_it_is_asked_for() -> Result<()> {
+    let server = TcpListener::bind("127.0.0.9:0")?;
+    let target = server.local_addr()?;
+    let mut lab = Lab::builder().up()?;
+    assert!(talk(&lab, target).is_err(), "the lab has a way out");
+    lab.reach(target)?;
+    let serving = std::thread::spawn(move || -> Result<()> {
+        let (mut peer, _) = server.accept()?;
+        Ok(peer.write_all(b"from outside")?)
+    });
+    assert_eq!(talk(&lab, target)?, "from outside");
+    serving.join().ok().context("the server failed")?
+}
+
+/// What an address says to somebody inside.
+fn talk(lab: &Lab, target: SocketAddr) -> Result<String> {
+    lab.net().run_in(move || {
+        let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(5))?;
+        let mut said = String::new();
+        stream.read_to_string(&mut said)?;
+        Ok(said)
+    })?
 }
