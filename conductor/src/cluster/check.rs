@@ -399,6 +399,8 @@ async fn own_rights(place: &Place, found: &mut Findings) {
 fn kubelet_config(found: &mut Findings, object: &Value) {
     const CODE: &str = "kubelet-config";
     const WHAT: &str = "kube-system/kubelet-config";
+    /// Where `kubeadm join` puts the cluster's CA.
+    const CA_FILE: &str = "/etc/kubernetes/pki/ca.crt";
     let text = object["data"]["kubelet"].as_str().unwrap_or_default();
     let read: Option<Value> = serde_saphyr::from_str(text).ok();
     let read = read.unwrap_or_default();
@@ -407,6 +409,16 @@ fn kubelet_config(found: &mut Findings, object: &Value) {
         let fix = "correct configurationJSONPatches of the TenantControlPlane, or write it anew \
                    with `kubeadm init phase upload-config kubelet`";
         return found.add(CODE, Verdict::Error, WHAT, (why, fix));
+    }
+    let ca = read["authentication"]["x509"]["clientCAFile"].as_str();
+    if let Some(ca) = ca.filter(|ca| *ca != CA_FILE) {
+        let why = format!(
+            "its clientCAFile is {}, and kubeadm writes {CA_FILE}",
+            short(ca)
+        );
+        let fix = "correct it, unless the image has that file: a kubelet without it ends at once; \
+                   `certificatesDir` of kubeadm's configuration got there";
+        return found.add(CODE, Verdict::Warning, WHAT, (why, fix));
     }
     let new: Vec<_> = ["crashLoopBackOff", "imagePullCredentialsVerificationPolicy"]
         .into_iter()
@@ -585,6 +597,18 @@ mod tests {
                 format!("{GOOD}imagePullCredentialsVerificationPolicy: NeverVerify\n"),
                 Verdict::Warning,
                 "before 1.35",
+            ),
+            (
+                format!("{GOOD}authentication: {{x509: {{clientCAFile: /root/pki/ca.crt}}}}\n"),
+                Verdict::Warning,
+                "/root/pki/ca.crt",
+            ),
+            (
+                format!(
+                    "{GOOD}authentication: {{x509: {{clientCAFile: /etc/kubernetes/pki/ca.crt}}}}\n"
+                ),
+                Verdict::Ok,
+                "",
             ),
             (
                 format!("{GOOD}cgroupDriver: cgroupfs\n"),
