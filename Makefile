@@ -70,7 +70,7 @@ unit:
 	$(CARGO) build --workspace --bins
 	$(AS_ROOT) $(CARGO) test --workspace --lib --bins --test tidy --test lab \
 		--test swarm --test replicas --test kills --test faults --test hostile --test fuzz --test cli \
-		--test packaging --test backup --test clusters --test join --test oci --test registry
+		--test packaging --test backup --test clusters --test join --test roll --test oci --test registry
 
 # A whole conductor in a simulated world: SEEDS=100000 runs so many, SEED=7 replays one.
 simulate:

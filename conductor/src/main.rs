@@ -27,6 +27,7 @@ mod ownership;
 mod ranges;
 mod replicas;
 mod roll;
+mod rolling;
 mod seal;
 mod seeing;
 mod serve;

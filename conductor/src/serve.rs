@@ -13,6 +13,7 @@ use sd_notify::NotifyState;
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::oidc::Oidc;
@@ -44,7 +45,7 @@ use crate::store::StoreError;
 use crate::store::database::Database;
 use crate::store::leases::InDatabase;
 use crate::store::sql::Pool;
-use crate::{bmc, image_servers, listen, netboot, systemd, tls, token};
+use crate::{bmc, image_servers, listen, netboot, rolling, systemd, tls, token};
 
 /// Between looks at the certificate.
 const RENEWAL: Duration = Duration::from_hours(24);
@@ -114,10 +115,7 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
     });
     let driver = Arc::new(Driver::start(Arc::clone(&world), stop.clone()));
     let replicas = several.map(|pool| start_replica(pool, &hosts, &driver, &stop));
-    let watched = tokio::spawn(Arc::clone(&world.clusters).watch(stop.clone()));
-    let swept = tokio::spawn(sweep(hosts.documents(), stop.clone()));
-    let packing = images::start(&images, &hosts, &stop);
-    let seen = tokio::spawn(note_sightings(Arc::clone(&hosts), sightings, stop.clone()));
+    let beside = start_beside(&world, &images, sightings, &stop);
     let app = Arc::new(App {
         hosts,
         images,
@@ -138,16 +136,36 @@ pub(crate) async fn run(config: Config, own_lines: OwnLines) -> anyhow::Result<(
         replicas.await.context("leaving the other replicas")?;
     }
     driver.join().await;
-    seen.await.context("noting what netboot saw")?;
-    swept.await.context("removing what has expired")?;
-    watched.await.context("looking at clusters")?;
-    packing.await.context("packing images")?;
+    for (what, task) in beside {
+        task.await.context(what)?;
+    }
     outlets.join_all().await;
     if let Some(netboot) = netboot {
         netboot.stop().await;
     }
     tracing::info!("stopped");
     served
+}
+
+/// What goes on beside the hosts' driver, each with what it is.
+fn start_beside(
+    world: &World,
+    images: &Arc<Images>,
+    sightings: mpsc::Receiver<Sighting>,
+    stop: &CancellationToken,
+) -> [(&'static str, JoinHandle<()>); 5] {
+    let (hosts, clusters) = (&world.hosts, &world.clusters);
+    let seen = note_sightings(Arc::clone(hosts), sightings, stop.clone());
+    let watching = Arc::clone(clusters).watch(stop.clone());
+    let sweeping = sweep(hosts.documents(), stop.clone());
+    let packing = images::start(images, hosts, stop);
+    [
+        ("noting what netboot saw", tokio::spawn(seen)),
+        ("removing what has expired", tokio::spawn(sweeping)),
+        ("looking at clusters", tokio::spawn(watching)),
+        ("packing images", packing),
+        ("rolling clusters", rolling::start(hosts, clusters, stop)),
+    ]
 }
 
 fn reach(config: &Config, identity: &tls::Identity) -> anyhow::Result<Reach> {
@@ -237,7 +255,7 @@ fn start_replica(
     hosts: &Arc<Hosts>,
     driver: &Arc<Driver>,
     stop: &CancellationToken,
-) -> tokio::task::JoinHandle<()> {
+) -> JoinHandle<()> {
     let replica = Replica {
         id: uuid::Uuid::new_v4().to_string(),
         leases: Arc::new(InDatabase(Pool::Postgres(pool.clone()))),

@@ -29,6 +29,7 @@ mod openapi;
 pub mod operation;
 pub mod problem;
 pub mod resource;
+pub mod rolling;
 pub mod secret;
 pub mod size;
 pub mod step;

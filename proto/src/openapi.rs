@@ -14,6 +14,7 @@ use crate::host::Host;
 use crate::mac::Mac;
 use crate::problem::Code;
 use crate::resource::ResourceVersion;
+use crate::rolling::MaxUnavailable;
 use crate::size::ByteSize;
 
 fn text(description: &str, pattern: &str) -> ObjectBuilder {
@@ -76,6 +77,20 @@ schema!(
                 .maximum(Some(i64::MAX))
         )
         .item(text("`8GiB`", "^[0-9]{1,6} ?(([kKmMgGtT]i?)?[bB])?$"))
+);
+
+schema!(
+    MaxUnavailable,
+    "MaxUnavailable",
+    OneOfBuilder::new()
+        .description(Some("Hosts, or a share of all of them: `2`, `\"25%\"`."))
+        .item(
+            ObjectBuilder::new()
+                .schema_type(SchemaType::Type(Type::Integer))
+                .minimum(Some(1))
+                .maximum(Some(u32::MAX))
+        )
+        .item(text("`25%`", "^(100|[1-9][0-9]?)%$"))
 );
 
 schema!(

@@ -221,6 +221,8 @@ codes! {
     JoinNotReady = "join-not-ready", Retry;
     /// `kubeadm join` failed in a way that has no name here.
     JoinFailed = "join-failed", Retry;
+    /// The hosts of the cluster are being rolled to an image already.
+    RollUnderWay = "roll-under-way", Operator;
     /// Something that should not happen.
     Internal = "internal", Bug;
 }

@@ -114,6 +114,12 @@ pub(crate) const TABLE: &[Line] = &[
     administer("DELETE", "/v1/clusters/{name}"),
     view("GET", "/v1/clusters/{name}/check", Scope::Any),
     operate("POST", "/v1/clusters/{name}/check", Scope::Global),
+    // A roll names hosts of all projects.
+    view("GET", "/v1/clusters/{name}/roll", Scope::Global),
+    operate("POST", "/v1/clusters/{name}/roll", Scope::Global),
+    operate("POST", "/v1/clusters/{name}/roll/pause", Scope::Global),
+    operate("POST", "/v1/clusters/{name}/roll/resume", Scope::Global),
+    operate("POST", "/v1/clusters/{name}/roll/abort", Scope::Global),
     view("GET", "/v1/events", Scope::Any),
     view("GET", "/v1/tasks", Scope::Any),
     operate("DELETE", "/v1/tasks/{name}", Scope::Host),

@@ -7,6 +7,7 @@
 use ferrite_proto::catalog::{Image, Profile, ProfileSpec};
 use ferrite_proto::cluster::{Cluster, Tenant};
 use ferrite_proto::host::{Host, HostManifest, HostSpec};
+use ferrite_proto::image::ImageRef;
 use ferrite_proto::merge;
 use ferrite_proto::named_image::ImageSpec;
 use ferrite_proto::problem::{Code, Problem};
@@ -88,12 +89,7 @@ fn take_image(app: &App, whole: &mut Value, before: Option<&Host>) -> Result<(),
     if !given.is_null() && kept.as_ref() == Some(given) {
         return Ok(());
     }
-    let image = named::<Image>(app, &name, "image_name")?;
-    let image = ImageSpec::deserialize(image).map(|spec| json!(spec.source()));
-    let image = image.map_err(|error| {
-        let what = format!("spec.image_name: image {name:?} cannot be read: {error}");
-        invalid(what, "write the image anew")
-    })?;
+    let image = json!(image_of(app, &name)?);
     if !given.is_null() && *given != image {
         return Err(invalid(
             format!("spec.image is not what image {name:?} stands for"),
@@ -102,6 +98,16 @@ fn take_image(app: &App, whole: &mut Value, before: Option<&Host>) -> Result<(),
     }
     whole["spec"]["image"] = image;
     Ok(())
+}
+
+/// What an image's name stands for now.
+pub(super) fn image_of(app: &App, name: &str) -> Result<ImageRef, Problem> {
+    let image = named::<Image>(app, name, "image_name")?;
+    let image = ImageSpec::deserialize(image).map(|spec| spec.source());
+    image.map_err(|error| {
+        let what = format!("spec.image_name: image {name:?} cannot be read: {error}");
+        invalid(what, "write the image anew")
+    })
 }
 
 fn named<R: Resource>(app: &App, name: &str, field: &str) -> Result<Value, Problem> {

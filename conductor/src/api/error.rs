@@ -63,7 +63,8 @@ pub(crate) const fn status_of(code: Code) -> StatusCode {
         | Code::Conflict
         | Code::ReferenceMissing
         | Code::Protected
-        | Code::PlanChanged => StatusCode::CONFLICT,
+        | Code::PlanChanged
+        | Code::RollUnderWay => StatusCode::CONFLICT,
         Code::RevisionGone => StatusCode::GONE,
         Code::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
         Code::RequestInvalid | Code::IdempotencyKeyReused | Code::ImageInvalid => {

@@ -27,6 +27,7 @@ pub(crate) mod preconditions;
 #[cfg(test)]
 mod resource_tests;
 pub(crate) mod resources;
+mod rolling;
 pub(crate) mod seeing;
 pub(crate) mod select;
 pub(crate) mod tasks;
@@ -172,10 +173,18 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 }
 
 fn cluster_routes() -> Router<Arc<App>> {
-    documents::<Cluster>("/v1/clusters").route(
-        "/v1/clusters/{name}/check",
-        get(clusters::last_check).post(clusters::check),
-    )
+    documents::<Cluster>("/v1/clusters")
+        .route(
+            "/v1/clusters/{name}/check",
+            get(clusters::last_check).post(clusters::check),
+        )
+        .route(
+            "/v1/clusters/{name}/roll",
+            get(rolling::get).post(rolling::begin),
+        )
+        .route("/v1/clusters/{name}/roll/pause", post(rolling::pause))
+        .route("/v1/clusters/{name}/roll/resume", post(rolling::resume))
+        .route("/v1/clusters/{name}/roll/abort", post(rolling::abort))
 }
 
 /// Bytes of images go through as they come: nothing reads them whole.

@@ -17,6 +17,7 @@ use super::args::Output;
 use super::client::Client;
 use super::get::{self, Get, Selection};
 use super::kind::{Kind, escaped};
+use super::roll::Roll;
 use super::{exit, files, print, print_value, table};
 
 /// More than any kubeconfig that a person was given.
@@ -62,6 +63,8 @@ pub(crate) enum ClusterCommand {
         /// Its name.
         name: String,
     },
+    /// Roll its hosts to another image, a few at a time.
+    Roll(Box<Roll>),
     /// Print the roles that Ferrite needs in a cluster, for `kubectl apply -f -`.
     Rbac {
         /// For the management cluster of this tenant control plane instead.
@@ -152,6 +155,7 @@ pub(crate) async fn run(
 ) -> anyhow::Result<ExitCode> {
     let what = match command {
         ClusterCommand::Add(add) => return added(client, *add, output).await,
+        ClusterCommand::Roll(roll) => return roll.run(client, output).await,
         ClusterCommand::Check {
             name,
             kubelet_version,

@@ -45,7 +45,7 @@ pub(crate) fn code(error: &anyhow::Error) -> u8 {
     match problem.code {
         code if is_absent(code) => ABSENT,
         Code::Unauthorized | Code::Forbidden => FORBIDDEN,
-        Code::Conflict | Code::HostExists => CONFLICT,
+        Code::Conflict | Code::HostExists | Code::RollUnderWay => CONFLICT,
         _ => FAILED,
     }
 }

@@ -273,7 +273,8 @@ impl Common {
 }
 
 impl ImageArgs {
-    fn image(&self) -> anyhow::Result<Option<ImageRef>> {
+    /// What they say, if they say anything.
+    pub(super) fn image(&self) -> anyhow::Result<Option<ImageRef>> {
         let Some(url) = &self.image else {
             return Ok(None);
         };

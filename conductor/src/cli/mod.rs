@@ -27,6 +27,7 @@ mod manifest;
 mod metal3;
 mod nearest;
 mod operate;
+mod roll;
 mod show;
 mod sse;
 mod table;

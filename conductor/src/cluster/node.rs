@@ -115,6 +115,14 @@ impl Clusters {
         Ok(Some(read(&object, lease.as_ref())))
     }
 
+    /// Whether a node is there and ready, as the cluster says.
+    pub(crate) async fn is_ready(&self, cluster: &str, name: &str) -> Result<bool, Problem> {
+        let place = self.place(cluster).await?;
+        let object = place.wire.get(&path_of(name)).await?;
+        let ready = object.as_ref().and_then(ready);
+        Ok(ready.is_some_and(|ready| ready.status == "True"))
+    }
+
     /// The newest request of a node's kubelet for its certificate, since a time.
     pub(crate) async fn csr_of(
         &self,

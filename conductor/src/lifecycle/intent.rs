@@ -7,6 +7,7 @@ use ferrite_proto::api::Provision;
 use ferrite_proto::host::{
     BootVia, BootstrapFormat, Host, HostManifest, HostSecrets, HostSpec, HostState, HostStatus,
 };
+use ferrite_proto::image::ImageRef;
 use ferrite_proto::join::JoinSpec;
 use ferrite_proto::problem::{Code, Problem};
 use ferrite_proto::resource::{DEFAULT_PROJECT, Metadata, ResourceVersion};
@@ -120,6 +121,22 @@ impl Change {
         self.record.run.request += 1;
         self.event("request", "provision");
         crash::point(Work::Provision, Moment::Before);
+        Ok(())
+    }
+
+    /// Runs another image from here on, as everything else of it stays.
+    pub(crate) fn take_image(
+        &mut self,
+        image: &ImageRef,
+        name: Option<&str>,
+    ) -> Result<(), Problem> {
+        self.refuse_while_deleting()?;
+        self.refuse_what_is_not_ours()?;
+        let mut spec = self.record.host.spec.clone();
+        spec.image = Some(image.clone());
+        spec.image_name = name.map(str::to_owned);
+        self.check_step(&spec)?;
+        self.set_spec(spec);
         Ok(())
     }
 

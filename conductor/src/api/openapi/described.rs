@@ -13,6 +13,7 @@ use ferrite_proto::host::{Host, HostManifest};
 use ferrite_proto::inventory::Inventory;
 use ferrite_proto::join::{JoinMaterial, JoinReport, JoinReportReply, JoinRequest};
 use ferrite_proto::operation::{Approve, Clean, Rescue, RescuePassword, Service};
+use ferrite_proto::rolling::{ClusterRoll, RollRequest};
 use ferrite_proto::task::TaskList;
 use serde_json::{Value, json};
 
@@ -138,6 +139,7 @@ pub(super) fn describe(all: &mut Document) {
     resources::<Profile, ProfileList, Profile>(all, "profiles", "Profile");
     resources::<Cluster, ClusterList, Cluster>(all, "clusters", "Cluster");
     checks(all);
+    rolls(all);
     conductor(all);
     agents(all);
 }
@@ -338,6 +340,39 @@ fn checks(all: &mut Document) {
     all.call("POST", PATH, "checkCluster", summary)
         .query("kubelet_version", &version, "Of the image's kubelet.")
         .answers::<ClusterReport>(200, "What was found.");
+}
+
+fn rolls(all: &mut Document) {
+    const PATH: &str = "/v1/clusters/{name}/roll";
+    let summary = "The roll of a cluster's hosts to another image: the one under way, or the last.";
+    all.call("GET", PATH, "readClusterRoll", summary)
+        .answers::<ClusterRoll>(200, "How far it is.");
+    let summary = "Rolls a cluster's hosts to another image, a few at a time.";
+    all.call("POST", PATH, "rollCluster", summary)
+        .body::<RollRequest>()
+        .answers::<ClusterRoll>(201, "It is begun.")
+        .or(&[404, 409]);
+    for (ask, id, summary) in [
+        (
+            "pause",
+            "pauseClusterRoll",
+            "Begins no more hosts for now; those under way go on.",
+        ),
+        (
+            "resume",
+            "resumeClusterRoll",
+            "Goes on with what was paused, or stopped by a failure.",
+        ),
+        (
+            "abort",
+            "abortClusterRoll",
+            "Begins no more hosts; those under way go on.",
+        ),
+    ] {
+        all.call("POST", &format!("{PATH}/{ask}"), id, summary)
+            .answers::<ClusterRoll>(200, "How far it is.")
+            .or(&[409]);
+    }
 }
 
 /// The bytes of images.

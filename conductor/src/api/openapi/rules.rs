@@ -148,6 +148,16 @@ fn name() -> Value {
     json!({"minLength": 1, "maxLength": 63, "pattern": NAME})
 }
 
+/// By itself or by its name.
+fn one_image() -> Value {
+    let (image, name) = (json!({"type": "object"}), json!({"type": "string"}));
+    let none = json!({"type": "null"});
+    json!({"oneOf": [
+        {"required": ["image"], "properties": {"image": image, "image_name": none}},
+        {"required": ["image_name"], "properties": {"image": none, "image_name": name}},
+    ]})
+}
+
 /// A status in what is given.
 fn sent_back() -> Value {
     json!({"status": {"description": "May be sent back as it was read; ignored."}})
@@ -164,6 +174,8 @@ fn names() -> Vec<Rule> {
     let value = json!({"maxLength": 63, "pattern": VALUE});
     vec![
         rule("JoinSpec", "/properties/cluster", name()),
+        rule("RollRequest", "/properties/image_name", name()),
+        rule("RollRequest", "", one_image()),
         rule("JoinSpec", "/properties/node_labels", node_labels),
         rule(
             "JoinSpec",
