@@ -81,12 +81,9 @@ pub fn run(keep: bool, cluster: Option<&Path>) -> Result<()> {
     let cluster = cluster.map(Cluster::read).transpose()?;
     crate::daemon::stop(&dir)?;
     let status = start_lab(&target, &dir, cluster.as_ref())?;
-    let result = deploy(&status, &target, &dir, cluster.as_ref());
-    if let Some(cluster) = &cluster {
-        cluster.say_how_to_look()?;
-        if !keep {
-            cluster.leave(&Ferrite::of(&status)?)?;
-        }
+    let mut result = deploy(&status, &target, &dir, cluster.as_ref());
+    if let (Ok(()), Some(cluster)) = (&result, &cluster) {
+        result = cluster.show(&Ferrite::of(&status)?, keep);
     }
     if keep {
         say_what_next(&status)?;

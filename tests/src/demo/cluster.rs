@@ -48,20 +48,19 @@ impl Cluster {
         ferrite.run(&[&["cluster", "check", NAME]])
     }
 
-    pub(super) fn say_how_to_look(&self) -> Result<()> {
-        let kubeconfig = self.kubeconfig.display();
+    /// Says how to look at the Node; unless it stays, the host leaves: a Node whose machine is gone
+    /// would stay in the cluster.
+    pub(super) fn show(&self, ferrite: &Ferrite<'_>, stays: bool) -> Result<()> {
+        let (kubeconfig, server) = (self.kubeconfig.display(), self.server);
         say(&format!(
             "the Node: kubectl --kubeconfig {kubeconfig} get node {HOST} -o wide\n   pods run \
-             there only with images that the host has: the lab has no way out but to {}",
-            self.server
-        ))
-    }
-
-    /// A Node whose machine is gone would stay in the cluster.
-    pub(super) fn leave(&self, ferrite: &Ferrite<'_>) -> Result<()> {
+             there only with images that the host has: the lab has no way out but to {server}"
+        ))?;
+        if stays {
+            return Ok(());
+        }
         say(&format!(
-            "{HOST} leaves {} again (KEEP=1 lets it stay)",
-            self.server
+            "{HOST} leaves {server} again (KEEP=1 lets it stay)"
         ))?;
         ferrite.run(&[&["host", "deprovision", HOST, "--wait"]])
     }
