@@ -4,6 +4,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+use ferrite_proto::catalog::Image;
 use ferrite_proto::host::HostState;
 use ferrite_tests::lab::wait_until;
 use ferrite_tests::machine::Firmware;
@@ -32,6 +33,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         part: "boot",
         short: true,
         run: bios_pxe_own_disk,
+    },
+    Scenario {
+        name: "packed_by_name",
+        part: "redeploy",
+        short: false,
+        run: packed_by_name,
     },
     Scenario {
         name: "redeploy",
@@ -145,6 +152,45 @@ fn bios_pxe_own_disk(world: &World) -> Result<()> {
         again.status.state
     );
     Ok(())
+}
+
+/// The conductor fetches an image, packs it and hands it to a host that asked for it by name; the
+/// host reads all of it back before it boots from it.
+fn packed_by_name(world: &World) -> Result<()> {
+    let site = world.site("packed_by_name", |machine| machine)?;
+    site.add(&[])?;
+    let (file, digest) = site.image()?;
+    let url = site.lab.image_url(&file);
+    let add = ["image", "add", "debian", &url, "--digest", &digest];
+    let wait = ["--wait", "--timeout", "10m"];
+    site.conductor.cli_ok(&[&add[..], &wait].concat(), "")?;
+    let shown = site
+        .conductor
+        .cli_ok(&["image", "show", "debian", "-o", "json"], "")?;
+    let image: Image = serde_json::from_str(&shown)?;
+    let packed = image.status.context("an image without a status")?;
+    site.wait_state(HostState::Available, BOOT)?;
+    let provision = [
+        "host",
+        "provision",
+        HOST,
+        "--image-name",
+        "debian",
+        "--verify",
+    ];
+    site.conductor.cli_ok(&provision, "")?;
+    let host = site.wait_provisioned()?;
+    let written = host.status.image_written.context("nothing was written")?;
+    ensure!(
+        written.digest == packed.digest.map(|digest| digest.to_string()),
+        "the host was not given the packed form: {written:?}"
+    );
+    ensure!(written.verified, "it was not read back: {written:?}");
+    ensure!(
+        Some(written.bytes_image) == packed.image_bytes && written.bytes_zeroed > 0,
+        "not all of it was written: {written:?}"
+    );
+    boots(&site, 1)
 }
 
 /// Deprovision, and provision again: the ramdisk stays up between the two, and a conductor that is
