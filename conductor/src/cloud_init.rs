@@ -13,8 +13,8 @@
 //! nothing twice.
 
 //!
-//! A host that joins its cluster by cloud-init has a vendor script for it, a constant too: user data
-//! replaces no scripts, and cloud-init runs it once an instance, after packages and files.
+//! A host that joins its cluster by cloud-init has a vendor script for it, a constant too: user
+//! data replaces no scripts, and cloud-init runs it once an instance, after packages and files.
 
 use base64::Engine;
 use ferrite_proto::agent_api::DaemonConfig;

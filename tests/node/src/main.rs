@@ -1,8 +1,8 @@
 //! kubeadm and the kubelet for a guest of the tests: one program that is what it is called.
 //!
 //! It takes the words that Ferrite and the units of the Debian packages use, no others, reads and
-//! writes the files that the real ones do, and says what they say. Its cluster is real or the tests'
-//! own; it runs no pods, and looks at nothing that a container runtime does.
+//! writes the files that the real ones do, and says what they say. Its cluster is real or the
+//! tests' own; it runs no pods, and looks at nothing that a container runtime does.
 
 mod files;
 mod kubeadm;

@@ -1,8 +1,8 @@
 //! A powered-off host becomes a Node of a cluster and leaves it: the image has a container runtime,
 //! the real daemon has systemd run kubeadm, and the cluster is in the lab's network.
 //!
-//! With `KUBEBUILDER_ASSETS` and `FERRITE_KUBE_BIN` kubeadm, kubelet, etcd and the control plane are
-//! Kubernetes' own; without them they are the tests'. What is asserted is the same.
+//! With `KUBEBUILDER_ASSETS` and `FERRITE_KUBE_BIN` kubeadm, kubelet, etcd and the control plane
+//! are Kubernetes' own; without them they are the tests'. What is asserted is the same.
 
 use std::borrow::Cow;
 use std::cell::RefCell;

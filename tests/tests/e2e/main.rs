@@ -3,8 +3,8 @@
 //! Its own harness, because these need root, artifacts that `make` builds, and one machine at a
 //! time; and because what cannot run must be said at the end and never passed over silently.
 //! `--short` (the default) runs one representative of each kind, `--all` every case, `--part NAME`
-//! one named part, any other word those scenarios whose name contains it. `--kube` runs those that a
-//! real Kubernetes takes part in, and refuses to run them without.
+//! one named part, any other word those scenarios whose name contains it. `--kube` runs those that
+//! a real Kubernetes takes part in, and refuses to run them without.
 
 mod boot_paths;
 mod faults;
