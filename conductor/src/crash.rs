@@ -9,6 +9,7 @@ use ferrite_proto::agent_api::Report;
 use ferrite_proto::host::HostState;
 use ferrite_proto::step::Outcome;
 
+use crate::lifecycle::joining::JoinAction;
 use crate::lifecycle::plan::Action;
 use crate::lifecycle::{Kind, StepName};
 
@@ -68,6 +69,14 @@ works! {
     Cancel = "cancel" [Before, After],
     ForgetAgent = "forget-agent" [Before, After],
     OsIsUp = "os-is-up" [Before, After],
+    CheckCluster = "check-cluster" [Before, Acted, After],
+    MintForDrive = "mint-for-drive" [Before, Acted, After],
+    BeginJoin = "begin-join" [Before, After],
+    LookAtCluster = "look-at-cluster" [Before, Acted, After],
+    SettleNode = "settle-node" [Before, Acted, After],
+    EndToken = "end-token" [Before, Acted, After],
+    DrainNode = "drain-node" [Before, Acted, After],
+    DeleteNode = "delete-node" [Before, Acted, After],
     BeginManualClean = "begin-manual-clean" [Before, After],
     BeginService = "begin-service" [Before, After],
     BeginRescue = "begin-rescue" [Before, After],
@@ -98,6 +107,10 @@ works! {
     StepFailed = "step-failed" [Before, After],
     Enroll = "enroll" [Before, After],
     CheckIn = "check-in" [Before, After],
+    NoteToken = "note-token" [Before, After],
+    MintToken = "mint-token" [Before, Acted, After],
+    StrikeToken = "strike-token" [Before, Acted, After],
+    JoinReport = "join-report" [Before, After],
     Add = "add" [Before, After],
     Provision = "provision" [Before, After],
     Deprovision = "deprovision" [Before, After],
@@ -130,10 +143,17 @@ works! {
 }
 
 impl Work {
-    /// Doing what was decided; none at a cluster yet.
+    /// Doing what was decided; none for steps that nobody orders.
     pub(crate) const fn doing(action: Action) -> Option<Self> {
         Some(match action {
-            Action::Join(_) => return None,
+            Action::Join(JoinAction::Check) => Self::CheckCluster,
+            Action::Join(JoinAction::Mint) => Self::MintForDrive,
+            Action::Join(JoinAction::Begin) => Self::BeginJoin,
+            Action::Join(JoinAction::Look) => Self::LookAtCluster,
+            Action::Join(JoinAction::Settle) => Self::SettleNode,
+            Action::Join(JoinAction::Revoke) => Self::EndToken,
+            Action::Join(JoinAction::Drain) => Self::DrainNode,
+            Action::Join(JoinAction::DeleteNode) => Self::DeleteNode,
             Action::Identify => Self::Identify,
             Action::ReadPower => Self::ReadPower,
             Action::Arm => Self::Arm,
@@ -165,10 +185,10 @@ impl Work {
             Action::Order(StepName::Boot) => Self::OrderBoot,
             Action::Cancel => Self::Cancel,
             Action::ForgetAgent => Self::ForgetAgent,
-            Action::OsIsUp
-            | Action::Order(
+            Action::OsIsUp => Self::OsIsUp,
+            Action::Order(
                 StepName::AwaitOs | StepName::CheckCluster | StepName::MintToken | StepName::Join,
-            ) => Self::OsIsUp,
+            ) => return None,
             Action::Remove => Self::Remove,
         })
     }

@@ -84,6 +84,14 @@ guards! {
     OffBeforeForgotten,
     /// The virtual drive is empty before its host is forgotten.
     ReleasedBeforeForgotten,
+    /// What it takes to join is made for the attempt that is out, and for no other.
+    MaterialForTheAttempt,
+    /// A bootstrap token goes when its join is over.
+    TokenGoesWithTheJoin,
+    /// The disk of a worker is wiped before its Node goes: it would come back.
+    WipedBeforeItsNodeGoes,
+    /// The Node of another machine stays.
+    NodeOfAnotherStays,
     /// The secrets of a deployment go with it.
     SecretsGoWithTheImage,
 }

@@ -18,6 +18,8 @@ use crate::access::caller::{DaemonOf, Presented};
 use crate::actor::Actor;
 use crate::clock;
 use crate::cluster::{HostRun, Material};
+use crate::crash::{self, Moment, Work};
+use crate::guard::{self, Guard};
 use crate::joining::configuration::{self, Facts, Version, may_serve};
 use crate::lifecycle::change::Change;
 use crate::lifecycle::joining::provider_id;
@@ -64,7 +66,8 @@ async fn mint(
     stored: Arc<Stored>,
     request: JoinRequest,
 ) -> Result<JoinMaterial, Problem> {
-    let (material, token) = match make(&app, &stored, &request).await {
+    crash::point(Work::MintToken, Moment::Before);
+    let (material, minted) = match make(&app, &stored, &request).await {
         Ok(made) => made,
         Err(problem) => {
             let limits = &app.world.limits;
@@ -72,9 +75,12 @@ async fn mint(
             return Err(problem);
         }
     };
+    crash::point(Work::MintToken, Moment::Acted);
+    let (token, cluster) = (minted.token_id.as_str(), cluster_of(&stored));
+    let clusters = &app.world.clusters;
     let given = app.hosts.update(&daemon.host, &Actor::Daemon, |change| {
         wanted(change, &daemon, &request)?;
-        change.given(&token);
+        change.given(token, &minted.ca_hashes);
         change.audit(
             "join",
             serde_json::json!({"attempt": request.attempt, "token": token}),
@@ -83,12 +89,15 @@ async fn mint(
     });
     if let Err(problem) = given.await {
         // Nobody was told of it: the host is wanted elsewhere by now.
-        let cluster = cluster_of(&stored);
-        if let Err(problem) = app.world.clusters.revoke(&cluster, &token).await {
+        if let Err(problem) = clusters.revoke(&cluster, token).await {
             tracing::warn!(%cluster, token, %problem, "a bootstrap token is removed later");
         }
         return Err(problem);
     }
+    if let Err(problem) = clusters.given(&cluster, token, minted.expires).await {
+        tracing::warn!(%cluster, token, %problem, "a bootstrap token is removed too soon");
+    }
+    crash::point(Work::MintToken, Moment::After);
     Ok(material)
 }
 
@@ -103,7 +112,8 @@ fn wanted(change: &Change, daemon: &Presented, request: &JoinRequest) -> Result<
     let boot = status.is_some_and(|status| status.boot_id == request.boot_id);
     let spec = &change.record.host.spec;
     let free = !spec.paused && !spec.detached;
-    if change.record.is_joining(request.attempt) && boot && free {
+    let joins = change.record.is_joining(request.attempt);
+    if guard::holds(Guard::MaterialForTheAttempt, joins) && boot && free {
         return Ok(());
     }
     Err(Problem::new(
@@ -139,12 +149,12 @@ async fn failed(
     noted.await.map(|_| ())
 }
 
-/// Makes material, and the id of the token in it.
+/// Makes material for a host, of what its cluster gave.
 async fn make(
     app: &App,
     stored: &Stored,
     request: &JoinRequest,
-) -> Result<(JoinMaterial, String), Problem> {
+) -> Result<(JoinMaterial, Material), Problem> {
     let kubeadm = ready(request)?;
     let record = &stored.record;
     let joining = record.run.joining.as_ref();
@@ -161,11 +171,14 @@ async fn make(
         uid: record.host.uid.clone(),
         run: format!("{}.{}", record.run.request, request.attempt),
     };
-    let minted = app.world.clusters.mint(cluster, &host, TOKEN_LIFE).await?;
+    let clusters = &app.world.clusters;
+    let minted = clusters.mint_to_give(cluster, &host, TOKEN_LIFE).await?;
     if let Err(problem) = fits(request, &minted) {
         app.world.clusters.revoke(cluster, &minted.token_id).await?;
         return Err(problem);
     }
+    let kubelet = request.kubelet.as_deref().and_then(Version::parse);
+    let patches = configuration::patches(kubelet, &minted.kubelet_config);
     let configuration = configuration::render(&Facts {
         kubeadm,
         endpoint: &minted.endpoint,
@@ -175,16 +188,16 @@ async fn make(
         provider_id: &provider_id(record),
         cri_socket: request.cri_socket.as_deref(),
         spec: &joining.spec,
-        patched: false,
+        patched: !patches.is_empty(),
     });
     let material = JoinMaterial {
         attempt: request.attempt,
         configuration,
-        token: minted.token,
-        patches: std::collections::BTreeMap::new(),
+        token: minted.token.clone(),
+        patches,
         deadline_seconds: DEADLINE,
     };
-    Ok((material, minted.token_id))
+    Ok((material, minted))
 }
 
 /// Whether the host is as a join needs it. The version of its kubeadm.
@@ -279,9 +292,11 @@ pub(crate) async fn report(
             let last = lines.last().map(String::as_str);
             change.kubeadm_ended(report.attempt, end, last, limits);
         }
+        crash::point(Work::JoinReport, Moment::Before);
         Ok(stop)
     });
     let (_, stop) = taken.await?;
+    crash::point(Work::JoinReport, Moment::After);
     Ok(Json(JoinReportReply { stop }))
 }
 

@@ -17,6 +17,7 @@ use super::token::{self, Token};
 use super::wire::{Wire, short};
 use super::{Clusters, Place};
 use crate::clock;
+use crate::joining::configuration::REFUSED_BEFORE_1_35;
 
 /// How long the token of a check lives, if nobody removes it.
 const TOKEN: SignedDuration = SignedDuration::from_mins(5);
@@ -420,13 +421,14 @@ fn kubelet_config(found: &mut Findings, object: &Value) {
                    `certificatesDir` of kubeadm's configuration got there";
         return found.add(CODE, Verdict::Warning, WHAT, (why, fix));
     }
-    let new: Vec<_> = ["crashLoopBackOff", "imagePullCredentialsVerificationPolicy"]
-        .into_iter()
+    let new: Vec<_> = REFUSED_BEFORE_1_35
+        .iter()
+        .map(|(key, _)| *key)
         .filter(|key| !read[*key].is_null())
         .collect();
     if !new.is_empty() {
         let why = format!(
-            "it has {}, which kubelets before 1.35 refuse",
+            "it has {}, which kubelets before 1.35 refuse; hosts that join are given a patch",
             new.join(" and ")
         );
         let fix = "remove them with kubelet.configurationJSONPatches of the TenantControlPlane, \

@@ -15,14 +15,18 @@ use serde_json::{Value, json};
 use super::token::{self, SECRETS, Token};
 use super::{Clusters, Place};
 use crate::clock;
+use crate::crash::{self, Moment, Work};
 use crate::store::{Document, Expect};
 
 /// The kind of the documents that tell which tokens are out.
 pub(super) const MINTED: &str = "MintedToken";
+/// How long a token is kept for a host that was not given it: a conductor may be killed in between.
+const UNGIVEN: Duration = Duration::from_secs(45);
 /// How long the cluster may take to sign.
 const SIGNING: Duration = Duration::from_secs(12);
 /// Between looks.
 const PAUSE: Duration = Duration::from_millis(500);
+const KUBELET_CONFIG: &str = "/api/v1/namespaces/kube-system/configmaps/kubelet-config";
 const CLUSTER_INFO: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
 
 /// For whom a token is.
@@ -45,10 +49,14 @@ pub(crate) struct Material {
     pub(crate) token: Secret<String>,
     /// To revoke it by.
     pub(crate) token_id: String,
+    /// When it ends.
+    pub(crate) expires: Timestamp,
     /// Its pins: `sha256:…`.
     pub(crate) ca_hashes: Vec<String>,
     /// `v1.34.1`.
     pub(crate) kubernetes_version: String,
+    /// The cluster's `KubeletConfiguration`, as far as the token may read it.
+    pub(crate) kubelet_config: Value,
 }
 
 /// `cluster-info`, as anybody may read it.
@@ -74,6 +82,27 @@ impl Clusters {
         host: &HostRun,
         ttl: Duration,
     ) -> Result<Material, Problem> {
+        self.mint_kept(cluster, host, ttl, ttl).await
+    }
+
+    /// The same for a host that is given it right afterwards: unless that is said
+    /// ([`Clusters::given`]) it is gone soon.
+    pub(crate) async fn mint_to_give(
+        &self,
+        cluster: &str,
+        host: &HostRun,
+        ttl: Duration,
+    ) -> Result<Material, Problem> {
+        self.mint_kept(cluster, host, ttl, UNGIVEN).await
+    }
+
+    async fn mint_kept(
+        &self,
+        cluster: &str,
+        host: &HostRun,
+        ttl: Duration,
+        kept: Duration,
+    ) -> Result<Material, Problem> {
         let place = self.find(cluster).await?;
         place.obstacle()?;
         self.revoke_of(cluster, &host.uid).await?;
@@ -82,7 +111,8 @@ impl Clusters {
         let ttl = SignedDuration::try_from(ttl).unwrap_or(SignedDuration::from_mins(15));
         let expires = clock::now().checked_add(ttl).unwrap_or(Timestamp::MAX);
         let description = format!("Ferrite: host {}, run {}", host.name, host.run);
-        self.note(cluster, &token.id, Some(host), expires).await?;
+        let kept = expires.min(clock::now() + kept);
+        self.note(cluster, &token.id, Some(host), kept).await?;
         let made = prove(&place, &token, &description, expires).await;
         if let Err(problem) = made {
             self.let_go(cluster, &token.id).await;
@@ -90,11 +120,40 @@ impl Clusters {
         }
         Ok(Material {
             endpoint: place.host_port(),
+            kubelet_config: kubelet_config(&place, &token).await,
             token: token.whole(),
+            expires,
             token_id: token.id,
             ca_hashes: token::pins(&place.ca),
             kubernetes_version: version,
         })
+    }
+
+    /// A host was given a token: it is kept until its time is over.
+    pub(crate) async fn given(
+        &self,
+        cluster: &str,
+        token_id: &str,
+        expires: Timestamp,
+    ) -> Result<(), Problem> {
+        let name = document_name(cluster, token_id);
+        let Some(noted) = self.documents.get(MINTED, &name) else {
+            return Ok(());
+        };
+        let mut kept = noted.as_ref().clone();
+        kept.body["revoke_after"] = json!(expires);
+        let expect = Expect::Revision(noted.revision);
+        self.documents
+            .put(kept, expect, Vec::new())
+            .await
+            .map(|_| ())
+    }
+
+    /// Whether a cluster signs for a token, as its hosts see it.
+    pub(crate) async fn signs_for(&self, cluster: &str, token_id: &str) -> Result<bool, Problem> {
+        let place = self.place(cluster).await?;
+        let info = cluster_info(&place).await?;
+        Ok(info.data[format!("jws-kubeconfig-{token_id}")].is_string())
     }
 
     /// Removes a token. When the cluster does not answer it is removed later, and this is an error
@@ -174,8 +233,11 @@ impl Clusters {
             "revoke_after": expires,
         });
         let document = Document::new(MINTED, &document_name(cluster, id), clock::now(), body);
+        crash::point(Work::NoteToken, Moment::Before);
         let put = self.documents.put(document, Expect::Absent, Vec::new());
-        put.await.map(|_| ())
+        let put = put.await.map(|_| ());
+        crash::point(Work::NoteToken, Moment::After);
+        put
     }
 
     /// Removes a token that nobody was told; the sweep does it when this fails.
@@ -188,9 +250,13 @@ impl Clusters {
     async fn strike(&self, cluster: &str, id: &str) -> Result<(), Problem> {
         let place = self.place(cluster).await?;
         let path = format!("{SECRETS}/{}", token::name_of(id));
+        crash::point(Work::StrikeToken, Moment::Before);
         place.wire.remove(&path, None).await?;
+        crash::point(Work::StrikeToken, Moment::Acted);
         tracing::info!(%cluster, token = %id, "bootstrap token removed");
-        self.forget(cluster, id).await
+        let forgotten = self.forget(cluster, id).await;
+        crash::point(Work::StrikeToken, Moment::After);
+        forgotten
     }
 
     async fn forget(&self, cluster: &str, id: &str) -> Result<(), Problem> {
@@ -238,6 +304,22 @@ pub(super) async fn prove(
                 tokio::time::sleep(PAUSE).await;
             }
             signed => return Err(unsigned(place, signed.is_some()).await),
+        }
+    }
+}
+
+/// What kubelets are configured with; null where it cannot be read, which the host finds out too.
+async fn kubelet_config(place: &Place, token: &Token) -> Value {
+    let host = place.open.with_token(token.whole().expose());
+    match host.get(KUBELET_CONFIG).await {
+        Ok(Some(object)) => {
+            let text = object["data"]["kubelet"].as_str().unwrap_or_default();
+            serde_saphyr::from_str(text).unwrap_or_default()
+        }
+        Ok(None) => Value::Null,
+        Err(problem) => {
+            tracing::info!(cluster = %place.cluster, %problem, "kubelet-config cannot be read");
+            Value::Null
         }
     }
 }

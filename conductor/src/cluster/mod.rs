@@ -16,7 +16,7 @@ mod node;
 mod tests;
 mod token;
 mod watch;
-mod wire;
+pub(crate) mod wire;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,13 +31,14 @@ use tokio::time::Instant;
 
 use self::kamaji::Seen;
 use self::kubeconfig::{Kubeconfig, Login};
+use self::node::Requests;
 use self::wire::Wire;
 use crate::documents::Documents;
 use crate::store::{Document, Revision};
 
 pub(crate) use self::{
     mint::{HostRun, Material},
-    node::{CsrState, Node, Ready, Taint},
+    node::{AskedBy, CsrState, Node, Ready, Taint},
 };
 
 /// The kind of their documents.
@@ -59,6 +60,10 @@ pub(crate) struct Clusters {
     found: Mutex<Found>,
     /// The last check of each.
     reports: Mutex<BTreeMap<String, ClusterReport>>,
+    /// Kubelets' requests for certificates, of each where hosts join.
+    requests: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<Requests>>>>,
+    #[cfg(test)]
+    simulated: Option<Arc<dyn wire::Simulated>>,
 }
 
 /// A cluster that can be asked.
@@ -111,7 +116,27 @@ impl Clusters {
             policy,
             found: Mutex::new(BTreeMap::new()),
             reports: Mutex::new(BTreeMap::new()),
+            requests: Mutex::new(BTreeMap::new()),
+            #[cfg(test)]
+            simulated: None,
         }
+    }
+
+    /// The same, all of them played by one of the simulation.
+    #[cfg(test)]
+    pub(crate) fn simulated(mut self, api: Arc<dyn wire::Simulated>) -> Self {
+        self.simulated = Some(api);
+        self
+    }
+
+    fn requests(&self, cluster: &str) -> Arc<tokio::sync::Mutex<Requests>> {
+        let mut all = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry(cluster.to_owned()).or_default())
+    }
+
+    /// Pins of the CA that a cluster has now.
+    pub(crate) async fn ca_hashes(&self, cluster: &str) -> Result<Vec<String>, Problem> {
+        Ok(token::pins(&self.place(cluster).await?.ca))
     }
 
     /// The last check of a cluster by this conductor.
@@ -189,6 +214,10 @@ impl Clusters {
     }
 
     fn wire(&self, cluster: &str, server: &str, ca: &str, login: &Login) -> Result<Wire, Problem> {
+        #[cfg(test)]
+        if let Some(api) = &self.simulated {
+            return Ok(Wire::simulated(cluster, server, api));
+        }
         Wire::new(cluster, server, ca, login, self.policy)
     }
 }

@@ -11,6 +11,8 @@ use rustls_pki_types::CertificateSigningRequestDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::time::Instant;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 
@@ -20,6 +22,8 @@ use super::wire::{Wire, escaped, short};
 /// The signer of kubelets' client certificates.
 const SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+/// How long a list of requests is used again.
+const REQUESTS_FRESH: Duration = Duration::from_secs(2);
 /// How often a change is made anew because somebody else wrote in between.
 const ATTEMPTS: usize = 5;
 
@@ -100,6 +104,57 @@ pub(crate) enum CsrState {
     Issued(String),
 }
 
+/// Requests for certificates, as last listed.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    at: Option<Instant>,
+    all: Vec<Request>,
+}
+
+/// Who makes a request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum AskedBy<'a> {
+    /// Who has the bootstrap token of this id.
+    Token(&'a str),
+    /// Anybody, since then.
+    Anybody(Timestamp),
+}
+
+impl AskedBy<'_> {
+    fn is(self, request: &Request) -> bool {
+        match self {
+            Self::Token(id) => request.by.strip_prefix("system:bootstrap:") == Some(id),
+            // The API's times are whole seconds.
+            Self::Anybody(since) => {
+                let created = request.created;
+                created.is_some_and(|created| created.as_second() >= since.as_second())
+            }
+        }
+    }
+}
+
+/// A kubelet's request for its certificate.
+#[derive(Debug)]
+struct Request {
+    /// For whom: `system:node:…`.
+    node: String,
+    /// Who made it: `system:bootstrap:…`.
+    by: String,
+    created: Option<Timestamp>,
+    state: CsrState,
+}
+
+impl Request {
+    fn read(csr: &Value) -> Option<Self> {
+        Some(Self {
+            node: common_name(csr)?,
+            by: csr["spec"]["username"].as_str()?.to_owned(),
+            created: time(&csr["metadata"]["creationTimestamp"]),
+            state: state_of(csr),
+        })
+    }
+}
+
 impl Clusters {
     /// A node, with its lease.
     pub(crate) async fn node(&self, cluster: &str, name: &str) -> Result<Option<Node>, Problem> {
@@ -123,25 +178,30 @@ impl Clusters {
         Ok(ready.is_some_and(|ready| ready.status == "True"))
     }
 
-    /// The newest request of a node's kubelet for its certificate, since a time.
+    /// The newest request of a node's kubelet for its certificate. All hosts that join at the time
+    /// share one list.
     pub(crate) async fn csr_of(
         &self,
         cluster: &str,
         node: &str,
-        since: Timestamp,
+        by: AskedBy<'_>,
     ) -> Result<CsrState, Problem> {
-        let place = self.place(cluster).await?;
-        let query = format!("fieldSelector=spec.signerName%3D{}", escaped(SIGNER));
-        let all = place.wire.list(CSRS, &query).await?;
-        let wanted = format!("system:node:{node}");
-        let newest = all
+        let shared = self.requests(cluster);
+        let mut known = shared.lock().await;
+        if known.at.is_none_or(|at| at.elapsed() >= REQUESTS_FRESH) {
+            let place = self.place(cluster).await?;
+            let query = format!("fieldSelector=spec.signerName%3D{}", escaped(SIGNER));
+            let all = place.wire.list(CSRS, &query).await?;
+            known.all = all.iter().filter_map(Request::read).collect();
+            known.at = Some(Instant::now());
+        }
+        let node = format!("system:node:{node}");
+        let of_kubelet = known
+            .all
             .iter()
-            .filter(|csr| common_name(csr).as_deref() == Some(&wanted))
-            .filter_map(|csr| Some((time(&csr["metadata"]["creationTimestamp"])?, csr)))
-            // The API's times are whole seconds.
-            .filter(|(at, _)| at.as_second() >= since.as_second())
-            .max_by_key(|(at, _)| *at);
-        Ok(newest.map_or(CsrState::Absent, |(_, csr)| state_of(csr)))
+            .filter(|one| one.node == node && by.is(one));
+        let newest = of_kubelet.max_by_key(|one| one.created);
+        Ok(newest.map_or(CsrState::Absent, |one| one.state.clone()))
     }
 
     /// Adds labels and taints; those that are there stay, or get the new value.

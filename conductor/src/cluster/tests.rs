@@ -10,11 +10,11 @@ use ferrite_proto::address::Policy;
 use ferrite_proto::boot::CaPin;
 use ferrite_proto::cluster::{ClusterReport, Verdict};
 use ferrite_proto::problem::{Code, Problem};
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use serde_json::{Value, json};
 
 use super::mint::MINTED;
-use super::{Clusters, CsrState, HostRun, KIND, Material, Taint};
+use super::{AskedBy, Clusters, CsrState, HostRun, KIND, Material, Taint};
 use crate::boots::Boots;
 use crate::clock;
 use crate::hosts::Hosts;
@@ -432,21 +432,34 @@ async fn a_node_is_seen_labelled_cordoned_and_removed() {
     );
 }
 
-#[tokio::test]
-async fn a_kubelets_request_is_followed() {
-    const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
-    let site = Site::start().await;
-    let since = Timestamp::now();
-    let state = async || site.clusters.csr_of("c", "n1", since).await.unwrap();
-    assert_eq!(state().await, CsrState::Absent);
+fn request_of(name: &str) -> String {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
     let subject = &mut params.distinguished_name;
     subject.push(rcgen::DnType::OrganizationName, "system:nodes");
-    subject.push(rcgen::DnType::CommonName, "system:node:n1");
-    let pem = params.serialize_request(&key).unwrap().pem().unwrap();
+    subject.push(rcgen::DnType::CommonName, name);
+    params.serialize_request(&key).unwrap().pem().unwrap()
+}
+
+#[tokio::test]
+async fn a_kubelets_request_is_followed() {
+    const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+    let site = Site::start().await;
+    let minted = site.mint().await.unwrap();
+    let (id, token) = (minted.token_id, minted.token);
+    let state = async || {
+        // What was listed lately is used again.
+        tokio::time::sleep(Duration::from_millis(2100)).await;
+        site.clusters
+            .csr_of("c", "n1", AskedBy::Token(&id))
+            .await
+            .unwrap()
+    };
+    assert_eq!(state().await, CsrState::Absent);
+    assert!(site.clusters.signs_for("c", &id).await.unwrap());
+    assert!(!site.clusters.signs_for("c", "abcdef").await.unwrap());
+    let pem = request_of("system:node:n1");
     let request = base64::prelude::BASE64_STANDARD.encode(pem);
-    let token = site.mint().await.unwrap().token;
     let post = async |name: &str| {
         let place = site.clusters.place("c").await.unwrap();
         let csr = json!({"metadata": {"name": name}, "spec": {
@@ -460,8 +473,9 @@ async fn a_kubelets_request_is_followed() {
     };
     site.api.set(|faults| faults.approval = Approval::Denied);
     post("csr-1").await;
-    let CsrState::Denied(name, why) = state().await else {
-        panic!("{:?}", state().await)
+    let denied = state().await;
+    let CsrState::Denied(name, why) = denied else {
+        panic!("{denied:?}")
     };
     assert_eq!(name, "csr-1");
     assert!(why.contains("TestDenies"), "{why}");
@@ -471,9 +485,32 @@ async fn a_kubelets_request_is_followed() {
     assert_eq!(state().await, CsrState::Pending("csr-2".to_owned()));
     site.api.set(|faults| faults.approval = Approval::Prompt);
     assert_eq!(state().await, CsrState::Issued("csr-2".to_owned()));
-    let later = Timestamp::now() + SignedDuration::from_mins(1);
-    let none = site.clusters.csr_of("c", "n1", later).await.unwrap();
+    let none = site
+        .clusters
+        .csr_of("c", "n1", AskedBy::Token("abcdef"))
+        .await
+        .unwrap();
+    assert_eq!(none, CsrState::Absent, "by another token it is another's");
+    let since = |at| site.clusters.csr_of("c", "n1", AskedBy::Anybody(at));
+    let later = crate::clock::now() + SignedDuration::from_mins(1);
+    let none = since(later).await.unwrap();
     assert_eq!(none, CsrState::Absent, "that of a former run is none");
+    let found = since(jiff::Timestamp::UNIX_EPOCH).await.unwrap();
+    assert_eq!(found, CsrState::Issued("csr-2".to_owned()));
+    let lists = |calls: Vec<String>| {
+        calls
+            .iter()
+            .filter(|call| call.contains("GET /apis/cert"))
+            .count()
+    };
+    let before = lists(site.api.calls());
+    for node in ["n1", "n2", "n3"] {
+        site.clusters
+            .csr_of("c", node, AskedBy::Token(&id))
+            .await
+            .unwrap();
+    }
+    assert!(lists(site.api.calls()) <= before + 1, "one list serves all");
 }
 
 fn pod(owner: Option<&str>) -> Value {

@@ -29,12 +29,7 @@ impl Clusters {
     /// Looks until it is told to stop.
     pub(crate) async fn watch(self: Arc<Self>, stop: CancellationToken) {
         // Tokens do not wait for clusters that take long to answer.
-        let sweeping = async {
-            loop {
-                tokio::time::sleep(ROUND).await;
-                self.sweep_tokens().await;
-            }
-        };
+        let sweeping = self.sweep();
         let looking = async {
             let mut looked = Looked::new();
             loop {
@@ -46,6 +41,14 @@ impl Clusters {
             () = sweeping => {}
             () = looking => {}
             () = stop.cancelled() => {}
+        }
+    }
+
+    /// Removes tokens whose time is over, for ever.
+    pub(crate) async fn sweep(&self) {
+        loop {
+            tokio::time::sleep(ROUND).await;
+            self.sweep_tokens().await;
         }
     }
 

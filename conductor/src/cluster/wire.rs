@@ -35,6 +35,27 @@ pub(crate) struct Wire {
     token: Option<ferrite_proto::secret::Secret<String>>,
     /// Its name in errors.
     cluster: String,
+    /// Answers in the server's place.
+    #[cfg(test)]
+    simulated: Option<Arc<dyn Simulated>>,
+}
+
+/// An answer on its way: a status and an object, or none.
+#[cfg(test)]
+pub(crate) type Answering<'a> =
+    std::pin::Pin<Box<dyn Future<Output = Option<(u16, Value)>> + Send + 'a>>;
+
+/// An API server of the simulation.
+#[cfg(test)]
+pub(crate) trait Simulated: std::fmt::Debug + Send + Sync {
+    /// Answers a call of somebody with this token; or does not.
+    fn answer<'a>(
+        &'a self,
+        method: &'a Method,
+        path: &'a str,
+        token: Option<&'a str>,
+        body: Option<&'a Value>,
+    ) -> Answering<'a>;
 }
 
 /// An answer that whoever asked may want to look at: done, not there, a conflict, or not now.
@@ -143,7 +164,25 @@ impl Wire {
             server: server.trim_end_matches('/').to_owned(),
             token,
             cluster: cluster.to_owned(),
+            #[cfg(test)]
+            simulated: None,
         })
+    }
+
+    /// To one of the simulation.
+    #[cfg(test)]
+    pub(crate) fn simulated(cluster: &str, server: &str, api: &Arc<dyn Simulated>) -> Self {
+        static HTTP: std::sync::LazyLock<reqwest::Client> = std::sync::LazyLock::new(|| {
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            reqwest::Client::new()
+        });
+        Self {
+            http: HTTP.clone(),
+            server: server.to_owned(),
+            token: None,
+            cluster: cluster.to_owned(),
+            simulated: Some(Arc::clone(api)),
+        }
     }
 
     /// The same server, asked by somebody else. A client certificate stays.
@@ -210,13 +249,27 @@ impl Wire {
         Err(self.odd(path, &format!("{method}: {status} {words}")))
     }
 
-    /// One request. What only a person or time can cure is a problem; the rest is an answer.
-    pub(crate) async fn call(
+    async fn exchange(
         &self,
         method: &Method,
         path: &str,
         body: Option<&Value>,
     ) -> Result<Answer, Problem> {
+        #[cfg(test)]
+        if let Some(api) = &self.simulated {
+            let token = self.token.as_ref().map(|token| token.expose().as_str());
+            let answer = api.answer(method, path, token, body).await;
+            let (status, body) = answer.ok_or_else(|| {
+                let text = format!("{} does not answer: simulated", self.who());
+                Problem::new(Code::ClusterUnreachable, text, "wait")
+            })?;
+            return Ok(Answer {
+                status: StatusCode::from_u16(status).expect("a status of our own"),
+                body,
+                at: None,
+                certificate: None,
+            });
+        }
         let url = format!("{}{path}", self.server);
         let mut request = self.http.request(method.clone(), url);
         if let Some(token) = &self.token {
@@ -230,7 +283,17 @@ impl Wire {
             request = request.header(CONTENT_TYPE, kind).body(body.to_string());
         }
         let reply = request.send().await.map_err(|error| self.silent(&error))?;
-        let answer = self.read(path, reply).await?;
+        self.read(path, reply).await
+    }
+
+    /// One request. What only a person or time can cure is a problem; the rest is an answer.
+    pub(crate) async fn call(
+        &self,
+        method: &Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer, Problem> {
+        let answer = self.exchange(method, path, body).await?;
         match answer.status {
             StatusCode::UNAUTHORIZED => Err(self.refused()),
             StatusCode::FORBIDDEN => Err(self.forbidden(&answer)),

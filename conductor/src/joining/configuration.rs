@@ -6,6 +6,7 @@
 use ferrite_proto::join::{FOLDER, JoinSpec, PATCHES};
 use ferrite_proto::secret::Secret;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// The first minor of kubeadm that reads v1beta4.
 const V1BETA4: u32 = 31;
@@ -107,6 +108,33 @@ pub(crate) fn render(facts: &Facts<'_>) -> Secret<String> {
     Secret::new(format!("{configuration:#}\n"))
 }
 
+/// Fields of kubelet-config that a control plane of 1.35 fills, and the feature gates without which
+/// older kubelets refuse them (kamaji#1047, #1062).
+pub(crate) const REFUSED_BEFORE_1_35: [(&str, &str); 2] = [
+    ("crashLoopBackOff", "KubeletCrashLoopBackOffMax"),
+    (
+        "imagePullCredentialsVerificationPolicy",
+        "KubeletEnsureSecretPulledImages",
+    ),
+];
+
+/// kubeadm's patches for a kubelet that would refuse the cluster's configuration: without what it
+/// refuses. None for a kubelet of unknown version, or before kubeadm could patch (1.25).
+pub(crate) fn patches(kubelet: Option<Version>, config: &Value) -> BTreeMap<String, String> {
+    let patchable = kubelet.is_some_and(|kubelet| (25..35).contains(&kubelet.minor));
+    let refused = REFUSED_BEFORE_1_35.iter().filter(|(field, gate)| {
+        patchable && !config[*field].is_null() && config["featureGates"][*gate] != true
+    });
+    let without: serde_json::Map<_, _> = refused
+        .map(|(field, _)| ((*field).to_owned(), Value::Null))
+        .collect();
+    if without.is_empty() {
+        return BTreeMap::new();
+    }
+    let text = format!("{}\n", Value::Object(without));
+    [("kubeletconfiguration0+merge.yaml".to_owned(), text)].into()
+}
+
 /// A map before v1beta4, a list since.
 fn arguments(provider_id: &str, newer: bool) -> Value {
     if newer {
@@ -148,6 +176,26 @@ mod tests {
             ("v2.33.0", false),
         ] {
             assert_eq!(may_serve(version(kubelet), server), good, "{kubelet}");
+        }
+    }
+
+    #[test]
+    fn what_an_older_kubelet_refuses_is_taken_out_for_it_alone() {
+        let config = json!({"crashLoopBackOff": {}, "clusterDomain": "cluster.local"});
+        let older = patches(Some(version("v1.34.9")), &config);
+        let text = &older["kubeletconfiguration0+merge.yaml"];
+        assert_eq!(text, "{\"crashLoopBackOff\":null}\n");
+        let mut meant = config.clone();
+        meant["featureGates"] = json!({"KubeletCrashLoopBackOffMax": true});
+        for (kubelet, config) in [
+            (Some("v1.35.0"), &config),
+            (Some("v1.24.0"), &config),
+            (None, &config),
+            (Some("v1.34.0"), &meant),
+            (Some("v1.34.0"), &Value::Null),
+        ] {
+            let found = patches(kubelet.map(version), config);
+            assert!(found.is_empty(), "{kubelet:?}: {found:?}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Does at a cluster what was decided, then notes in the record what came of it. It makes no
 //! choices, as `execute.rs` does not; each action may be done again.
 
-use ferrite_proto::join::{JoinBy, JoinSpec, JoinStatus};
+use ferrite_proto::join::{JoinBy, JoinPhase, JoinSpec, JoinStatus};
 use ferrite_proto::problem::{Code, Problem};
 
 use super::StepName;
@@ -10,8 +10,11 @@ use super::execute::World;
 use super::joining::{
     Csr, Draining, JOINING, JoinAction, JoinFiles, Joining, Look, SeenNode, provider_id,
 };
+use super::plan::Action;
 use super::record::{Limits, Record};
-use crate::cluster::{Clusters, CsrState, HostRun, Node, Taint};
+use crate::cluster::{AskedBy, Clusters, CsrState, HostRun, Node, Taint};
+use crate::crash::{self, Moment, Work};
+use crate::guard::{self, Guard};
 use crate::joining::configuration::{self, Facts, Version};
 use crate::store::Stored;
 
@@ -31,8 +34,11 @@ pub(super) enum Told {
 /// Performs an action, and notes it.
 pub(super) async fn act(world: &World, stored: &Stored, action: JoinAction) -> Result<(), Problem> {
     let record = &stored.record;
+    let work = Work::doing(Action::Join(action));
     let limits = &world.limits;
+    crash::passing(work, Moment::Before);
     let effect = effect(&world.clusters, record, action, limits).await;
+    crash::passing(work, Moment::Acted);
     let noted = world
         .hosts
         .update_as_owner(&record.host.name, |change| {
@@ -43,6 +49,7 @@ pub(super) async fn act(world: &World, stored: &Stored, action: JoinAction) -> R
             Ok(())
         })
         .await;
+    crash::passing(work, Moment::After);
     noted.map(|_| ())
 }
 
@@ -169,15 +176,31 @@ async fn look(
     status: &JoinStatus,
 ) -> Result<Look, Problem> {
     let (cluster, node) = (status.cluster.as_str(), status.node.as_str());
-    let since = joining.given_at.unwrap_or(joining.ordered_at);
-    let csr = match clusters.csr_of(cluster, node, since).await? {
-        CsrState::Absent => Csr::Absent,
-        CsrState::Pending(_) | CsrState::Approved(_) => Csr::Pending,
-        CsrState::Denied(_, why) => Csr::Denied(why),
-        CsrState::Issued(_) => Csr::Issued,
+    let mut look = Look {
+        ca_hashes: clusters.ca_hashes(cluster).await?,
+        ..Look::default()
     };
-    let node = clusters.node(cluster, node).await?.map(seen);
-    Ok(Look { csr, node })
+    if status.phase == JoinPhase::Certificate {
+        // Who joins with a token that is not ours is known by when it asks.
+        let by = joining.token.as_deref().map_or_else(
+            || AskedBy::Anybody(joining.given_at.unwrap_or(joining.ordered_at)),
+            AskedBy::Token,
+        );
+        look.csr = match clusters.csr_of(cluster, node, by).await? {
+            CsrState::Absent => Csr::Absent,
+            CsrState::Pending(_) | CsrState::Approved(_) => Csr::Pending,
+            CsrState::Denied(_, why) => Csr::Denied(why),
+            CsrState::Issued(_) => Csr::Issued,
+        };
+        if let (Csr::Absent, Some(token)) = (&look.csr, &joining.token) {
+            look.is_unsigned = !clusters.signs_for(cluster, token).await?;
+        }
+        if look.csr != Csr::Issued {
+            return Ok(look);
+        }
+    }
+    look.node = clusters.node(cluster, node).await?.map(seen);
+    Ok(look)
 }
 
 fn seen(node: Node) -> SeenNode {
@@ -253,7 +276,8 @@ async fn delete(
     let is_ours = node.provider_id.as_ref() == Some(&ours);
     let known = record.run.joining.as_ref();
     let known = known.and_then(|joining| joining.node_uid.as_ref());
-    if !is_ours && known != Some(&node.uid) {
+    let is_its = is_ours || known == Some(&node.uid);
+    if !guard::holds(Guard::NodeOfAnotherStays, is_its) {
         let who = node.provider_id.as_deref().unwrap_or("none");
         return Err(Problem::new(
             Code::JoinNodeExists,

@@ -346,7 +346,8 @@ fn at_cluster(
     limits: &Limits,
 ) {
     let told = match (action, cluster) {
-        (JoinAction::Begin, _) => Told::Nothing,
+        // What cannot be revoked is removed later.
+        (JoinAction::Begin | JoinAction::Revoke, _) => Told::Nothing,
         (_, Err(problem)) => return change.fail(problem, limits),
         (JoinAction::Look, Ok(look)) => Told::Look(look),
         (JoinAction::Drain, Ok(_)) => Told::Drained(draining),

@@ -19,6 +19,7 @@ use super::plan::{Action, Decision, View, clock, wait};
 use super::record::{Limits, Record};
 use super::reports::harmless;
 use super::{StepName, Workflow};
+use crate::guard::{self, Guard};
 use crate::joining::causes;
 
 /// The daemon checks in every few seconds; then it looks at its host.
@@ -39,10 +40,8 @@ const LOOK: Duration = Duration::from_secs(3);
 const SLOW_LOOK: Duration = Duration::from_secs(15);
 /// How long pods have to leave.
 const DRAIN: Duration = Duration::from_mins(10);
-/// A lease that was renewed longer ago is not fresh.
-const FRESH_LEASE: Duration = Duration::from_mins(1);
 /// Characters of a text that is kept of a daemon or of a cluster.
-const TEXT: usize = 500;
+pub(super) const TEXT: usize = 500;
 /// Findings that are kept.
 const FINDINGS: usize = 20;
 
@@ -81,6 +80,21 @@ pub(crate) struct Joining {
     /// The id of the token in it, until it is removed.
     #[serde(default)]
     pub(crate) token: Option<String>,
+    /// Pins of the CA that the host was given.
+    #[serde(default)]
+    pub(crate) ca_hashes: Vec<String>,
+    /// Since when the cluster does not sign for the token.
+    #[serde(default)]
+    pub(crate) unsigned_since: Option<Timestamp>,
+    /// Since when nobody approves the kubelet's request.
+    #[serde(default)]
+    pub(crate) pending_since: Option<Timestamp>,
+    /// The Node's lease when it was first looked at.
+    #[serde(default)]
+    pub(crate) first_lease: Option<Timestamp>,
+    /// When last looked at, the Node lacked the cluster's CNI and nothing else.
+    #[serde(default)]
+    pub(crate) waits_for_cni: bool,
     /// The machine's UUID, as its daemon told.
     #[serde(default)]
     pub(crate) system_uuid: Option<String>,
@@ -118,6 +132,10 @@ pub(crate) struct Look {
     pub(crate) csr: Csr,
     /// Its Node.
     pub(crate) node: Option<SeenNode>,
+    /// The cluster signs for no token of that id; known only while the certificate is awaited.
+    pub(crate) is_unsigned: bool,
+    /// Pins of the CA that the cluster has now.
+    pub(crate) ca_hashes: Vec<String>,
 }
 
 /// How the request for a certificate stands.
@@ -246,7 +264,8 @@ impl View<'_> {
                 JoinBy::CloudInit => status.phase <= JoinPhase::Node,
                 JoinBy::Daemon | JoinBy::UserData => !status.phase.has_joined(),
             });
-        (!under_way).then_some(Decision::Do(Action::Join(JoinAction::Revoke)))
+        let is_over = !under_way && guard::stands(Guard::TokenGoesWithTheJoin);
+        is_over.then_some(Decision::Do(Action::Join(JoinAction::Revoke)))
     }
 
     /// A worker that waits for its cluster's CNI is looked at until it is ready.
@@ -469,6 +488,11 @@ impl Change {
             ordered_at: now,
             given_at: None,
             token: None,
+            ca_hashes: Vec::new(),
+            unsigned_since: None,
+            pending_since: None,
+            first_lease: None,
+            waits_for_cni: false,
             system_uuid: None,
             looked_at: None,
             failed: false,
@@ -494,12 +518,13 @@ impl Change {
         }
     }
 
-    /// The daemon is given material with this token.
-    pub(crate) fn given(&mut self, token: &str) {
+    /// The daemon is given material with this token and these pins.
+    pub(crate) fn given(&mut self, token: &str, ca_hashes: &[String]) {
         let now = self.now;
         if let Some(joining) = &mut self.record.run.joining {
             joining.given_at = Some(now);
             joining.token = Some(token.to_owned());
+            joining.ca_hashes = ca_hashes.to_vec();
             joining.looked_at = None;
         }
         self.clear_error_of(Code::concerns_joining);
@@ -510,7 +535,7 @@ impl Change {
         );
     }
 
-    fn join_phase(&mut self, phase: JoinPhase) {
+    pub(super) fn join_phase(&mut self, phase: JoinPhase) {
         let now = self.now;
         if let Some(status) = &mut self.record.host.status.join
             && status.phase != phase
@@ -525,14 +550,19 @@ impl Change {
         if !self.record.is_joining(attempt) {
             return;
         }
-        let cause = lines
-            .iter()
-            .rev()
-            .find_map(|line| causes::cause_of(&harmless(line, TEXT)));
-        if let (Some(status), Some(cause)) = (&mut self.record.host.status.join, cause)
-            && status.hint.as_ref().map(|hint| hint.code) != Some(cause.code)
-        {
-            status.hint = Some(cause);
+        let Some(status) = &mut self.record.host.status.join else {
+            return;
+        };
+        for line in lines {
+            let line = harmless(line, TEXT);
+            let cause = causes::cause_of(&line);
+            if causes::has_discovered(&line) {
+                status.hint = None;
+            }
+            let known = status.hint.as_ref().map(|hint| hint.code);
+            if cause.is_some() && known != cause.as_ref().map(|cause| cause.code) {
+                status.hint = cause;
+            }
         }
     }
 
@@ -577,137 +607,13 @@ impl Change {
         self.fail(problem, limits);
     }
 
-    /// The cluster was looked at.
-    pub(crate) fn looked(&mut self, look: &Look, limits: &Limits) {
-        let now = self.now;
-        let mut over = false;
-        if let Some(joining) = &mut self.record.run.joining {
-            joining.looked_at = Some(now);
-            over = joining.failed;
-        }
-        if over {
-            // Nobody tries again: it stays an error, unless it comes after all.
-            return self.looked_after_the_end(look);
-        }
-        if let (Some(_), Some(status)) = (
-            &self.record.host.status.error,
-            &mut self.record.host.status.join,
-        ) {
-            // The time in which the cluster was away does not count.
-            status.since = now;
-        }
-        self.clear_error_of(Code::concerns_joining);
-        if let Csr::Denied(why) = &look.csr {
-            let text = format!(
-                "the kubelet's certificate was denied: {}",
-                harmless(why, TEXT)
-            );
-            let advice = "whoever denied it (`kubectl get csr`) must let this host in; it is tried \
-                          again with a new request";
-            let problem = Problem::new(Code::JoinCsrDenied, text, advice);
-            return self.join_failed(problem, limits);
-        }
-        while let Some(next) = self.next_proof(look) {
-            self.join_phase(next);
-            if next == JoinPhase::Settling {
-                break;
-            }
-        }
-        self.note_readiness(look);
-    }
-
-    fn looked_after_the_end(&mut self, look: &Look) {
-        while let Some(next) = self.next_proof(look) {
-            self.clear_error_of(Code::concerns_joining);
-            if let Some(joining) = &mut self.record.run.joining {
-                joining.failed = false;
-            }
-            self.join_phase(next);
-            if next == JoinPhase::Settling {
-                break;
-            }
-        }
-        self.note_readiness(look);
-    }
-
-    /// The phase after the present one, if the look proves it.
-    fn next_proof(&mut self, look: &Look) -> Option<JoinPhase> {
-        let phase = self.record.host.status.join.as_ref()?.phase;
-        let node = look.node.as_ref();
-        match phase {
-            JoinPhase::Certificate if look.csr == Csr::Issued => Some(JoinPhase::Node),
-            JoinPhase::Node if node.is_some() => Some(JoinPhase::Identity),
-            JoinPhase::Identity if self.is_this_host(node?) => {
-                let uid = node.map(|node| node.uid.clone());
-                self.record.run.joining.as_mut()?.node_uid = uid;
-                Some(JoinPhase::Ready)
-            }
-            JoinPhase::Ready if node?.waits_for_cni => Some(JoinPhase::Settling),
-            JoinPhase::Ready if node?.ready && self.is_fresh(node?) => Some(JoinPhase::Settling),
-            JoinPhase::Ordered
-            | JoinPhase::Certificate
-            | JoinPhase::Node
-            | JoinPhase::Identity
-            | JoinPhase::Ready
-            | JoinPhase::Settling
-            | JoinPhase::WaitingForCni
-            | JoinPhase::Joined => None,
-        }
-    }
-
-    /// This machine, in this boot, and nobody else's Node.
-    fn is_this_host(&self, node: &SeenNode) -> bool {
-        let joining = self.record.run.joining.as_ref();
-        let uuid = joining.and_then(|joining| joining.system_uuid.as_ref());
-        let daemon = self.record.host.status.daemon.as_ref();
-        let ours = provider_id(&self.record);
-        // Who else joins it names it otherwise.
-        let theirs = joining.is_some_and(|joining| joining.spec.by == JoinBy::UserData);
-        let named = node.provider_id.as_ref();
-        uuid.is_none_or(|uuid| uuid.eq_ignore_ascii_case(&node.system_uuid))
-            && (theirs || named.is_none_or(|told| *told == ours))
-            && daemon.is_some_and(|daemon| daemon.boot_id == node.boot_id)
-    }
-
-    fn is_fresh(&self, node: &SeenNode) -> bool {
-        let renewed = node.lease_renewed;
-        renewed.is_some_and(|at| at + FRESH_LEASE > self.now)
-    }
-
-    fn note_readiness(&mut self, look: &Look) {
-        let Some(node) = &look.node else { return };
-        let cni = node.waits_for_cni;
-        let text = harmless(&node.message, TEXT);
-        let Some(status) = &mut self.record.host.status.join else {
-            return;
-        };
-        if status.phase == JoinPhase::WaitingForCni && node.ready {
-            status.hint = None;
-            self.join_phase(JoinPhase::Joined);
-            return self.event("join", "the Node is ready");
-        }
-        let awaited = matches!(
-            status.phase,
-            JoinPhase::Ready | JoinPhase::Settling | JoinPhase::WaitingForCni
-        );
-        if !awaited {
-            return;
-        }
-        let advice = if cni {
-            "install a CNI in the cluster: it waits for nothing else"
-        } else {
-            "`kubectl describe node` tells its conditions"
-        };
-        let hint = Problem::new(Code::JoinNotReady, format!("the Node says: {text}"), advice);
-        status.hint = (!node.ready).then_some(hint);
-    }
-
     /// Labels and taints are set: the host is a worker.
     pub(crate) fn joined(&mut self) {
         let Some(status) = &self.record.host.status.join else {
             return;
         };
-        let waits = status.hint.is_some();
+        let joining = self.record.run.joining.as_ref();
+        let waits = joining.is_some_and(|joining| joining.waits_for_cni);
         let (cluster, attempt) = (status.cluster.clone(), status.attempt);
         self.join_phase(if waits {
             JoinPhase::WaitingForCni

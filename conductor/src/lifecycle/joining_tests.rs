@@ -31,7 +31,7 @@ fn given(bench: &mut Bench) {
     bench.say("< material is asked for");
     bench.change(|change| {
         change.found(&[], Some("UUID-1"));
-        change.given("abcdef");
+        change.given("abcdef", &["sha256:a".to_owned()]);
     });
     bench.settle();
 }
@@ -59,6 +59,8 @@ fn issued(node: Option<SeenNode>) -> Look {
     Look {
         csr: Csr::Issued,
         node,
+        ca_hashes: vec!["sha256:a".to_owned(), "sha256:b".to_owned()],
+        ..Look::default()
     }
 }
 
@@ -226,6 +228,149 @@ fn a_cluster_that_is_away_is_waited_for_as_long_as_it_takes() {
     );
     bench.cluster = Ok(issued(Some(node(&bench))));
     later(&mut bench, 3);
+    assert_eq!(phase(&bench), JoinPhase::Joined);
+}
+
+/// Ten minutes without an API server after the token was given; kubeadm gives up meanwhile, and
+/// no attempt that is begun meanwhile comes to anything.
+#[test]
+fn ten_minutes_without_an_api_server_in_the_middle_of_a_join() {
+    let mut bench = os_is_up();
+    given(&mut bench);
+    let away = Problem::new(Code::ClusterUnreachable, "no answer", "");
+    bench.cluster = Err(away.clone());
+    let began = bench.now;
+    later(&mut bench, 5);
+    let told = bench.record.host.status.error.clone().unwrap();
+    assert_eq!(told.problem.code, Code::ClusterUnreachable);
+    assert!(told.at.duration_since(began) < SignedDuration::from_secs(30));
+    let limits = bench.limits.clone();
+    let mut attempts = 0;
+    while bench.now.duration_since(began) < SignedDuration::from_mins(10) {
+        later(&mut bench, 5);
+        let attempt = bench.record.host.status.join.as_ref().unwrap().attempt;
+        if !bench.record.is_joining(attempt) {
+            continue;
+        }
+        attempts += 1;
+        let refused = ["connect: connection refused".to_owned()];
+        let end = JoinEnd::Failed { status: Some(1) };
+        bench.change(|change| {
+            change.kubeadm_said(attempt, &refused);
+            match attempt {
+                1 => change.kubeadm_ended(attempt, &end, None, &limits),
+                // The daemon asks, and no token can be made.
+                _ => change.join_failed(away.clone(), &limits),
+            }
+        });
+    }
+    assert!(attempts > 10, "{attempts}");
+    let error = bench.record.host.status.error.clone().unwrap();
+    assert!(error.retry_at.is_some(), "nobody has to do anything");
+    bench.cluster = Ok(issued(Some(node(&bench))));
+    let back = bench.now;
+    let joined = std::iter::repeat_n((), 120).any(|()| {
+        later(&mut bench, 1);
+        let attempt = bench.record.host.status.join.as_ref().unwrap().attempt;
+        if phase(&bench) == JoinPhase::Ordered && bench.record.is_joining(attempt) {
+            bench.cluster = Ok(issued(Some(node(&bench))));
+            given(&mut bench);
+        }
+        phase(&bench) == JoinPhase::Joined
+    });
+    assert!(joined, "{}", bench.now.duration_since(back));
+    assert_eq!(bench.record.host.status.error, None);
+}
+
+fn error_of(bench: &Bench) -> Option<Code> {
+    let error = bench.record.host.status.error.as_ref();
+    error.map(|error| error.problem.code)
+}
+
+#[test]
+fn a_token_that_goes_in_the_middle_ends_the_attempt_long_before_kubeadm_does() {
+    let mut bench = os_is_up();
+    given(&mut bench);
+    let unsigned = Look {
+        is_unsigned: true,
+        ..Look::default()
+    };
+    // As Kamaji writes cluster-info anew: signed again before long.
+    bench.cluster = Ok(unsigned.clone());
+    later(&mut bench, 4);
+    bench.cluster = Ok(Look::default());
+    later(&mut bench, 4);
+    bench.cluster = Ok(unsigned);
+    let began = bench.now;
+    while error_of(&bench).is_none() {
+        assert!(bench.record.is_joining(1));
+        later(&mut bench, 4);
+    }
+    let took = bench.now.duration_since(began);
+    assert!(
+        (10..20).contains(&took.as_secs()),
+        "after {took}: not at a glance, and soon"
+    );
+    assert_eq!(error_of(&bench), Some(Code::JoinTokenRefused));
+    assert!(!bench.record.is_joining(1), "the daemon is told to stop");
+}
+
+#[test]
+fn a_request_that_nobody_approves_is_told_soon_and_made_anew() {
+    let mut bench = os_is_up();
+    given(&mut bench);
+    bench.cluster = Ok(Look {
+        csr: Csr::Pending,
+        ..Look::default()
+    });
+    for _ in 0..6 {
+        later(&mut bench, 4);
+    }
+    let hint = bench.record.host.status.join.clone().unwrap().hint;
+    assert_eq!(hint.map(|hint| hint.code), Some(Code::JoinCsrPending));
+    assert!(bench.record.is_joining(1));
+    for _ in 0..15 {
+        later(&mut bench, 4);
+    }
+    assert_eq!(error_of(&bench), Some(Code::JoinCsrPending));
+}
+
+#[test]
+fn a_ca_that_is_rotated_in_the_middle_has_the_join_begun_anew() {
+    let rotated = |node| Look {
+        ca_hashes: vec!["sha256:b".to_owned()],
+        ..issued(node)
+    };
+    let mut bench = os_is_up();
+    given(&mut bench);
+    bench.cluster = Ok(rotated(None));
+    later(&mut bench, 4);
+    assert_eq!(error_of(&bench), Some(Code::JoinCaMismatch));
+    // A worker that is proved is one, whatever its kubelet trusts.
+    let mut bench = os_is_up();
+    given(&mut bench);
+    let mut unready = node(&bench);
+    unready.ready = false;
+    bench.cluster = Ok(issued(Some(unready.clone())));
+    later(&mut bench, 4);
+    assert_eq!(phase(&bench), JoinPhase::Ready);
+    bench.cluster = Ok(rotated(Some(unready)));
+    later(&mut bench, 4);
+    assert_eq!(error_of(&bench), None);
+}
+
+#[test]
+fn a_lease_that_is_renewed_is_fresh_though_the_hosts_clock_is_behind() {
+    let mut bench = os_is_up();
+    let mut slow = node(&bench);
+    let behind = bench.now - SignedDuration::from_mins(3);
+    slow.lease_renewed = Some(behind);
+    bench.cluster = Ok(issued(Some(slow.clone())));
+    given(&mut bench);
+    assert_eq!(phase(&bench), JoinPhase::Ready);
+    slow.lease_renewed = Some(behind + SignedDuration::from_secs(10));
+    bench.cluster = Ok(issued(Some(slow)));
+    later(&mut bench, 10);
     assert_eq!(phase(&bench), JoinPhase::Joined);
 }
 

@@ -51,6 +51,7 @@ mod operations;
 mod operations_tests;
 pub(crate) mod order;
 pub(crate) mod plan;
+mod proofs;
 pub(crate) mod record;
 pub(crate) mod reports;
 #[cfg(test)]

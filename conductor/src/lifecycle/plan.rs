@@ -364,7 +364,7 @@ impl View<'_> {
             self.forget_node()
                 .unwrap_or(Decision::Go(HostState::Preparing))
         };
-        if self.record.run.clean {
+        if guard::holds(Guard::WipedBeforeItsNodeGoes, self.record.run.clean) {
             return next();
         }
         if let Some(drain) = self.drain() {

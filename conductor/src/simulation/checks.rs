@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::network::Call;
 use super::state::{Disk, Machine, Running, Sim, State};
-use super::{people, thieves};
+use super::{cluster, people, thieves};
 use crate::bmc::PowerAction;
 use crate::lifecycle::record::BootFlavour;
 use crate::lifecycle::record::{BootPhase, Record};
@@ -35,6 +35,7 @@ pub(super) fn committed(sim: &Arc<Sim>, before: &Stored, after: &Stored) {
     let name = &after.record.host.name;
     at_the_worst_moment(sim, &before.record, &after.record);
     let mut state = sim.lock();
+    let untrue = cluster::not_true(&state, &before.record, &after.record);
     let Some(machine) = state.machines.get_mut(name) else {
         return;
     };
@@ -79,6 +80,7 @@ pub(super) fn committed(sim: &Arc<Sim>, before: &Stored, after: &Stored) {
     wrong.extend(session_opened(&before.record, &after.record));
     wrong.extend(secrets_left(after));
     wrong.extend(image_shown(machine, &after.record));
+    wrong.extend(untrue);
     for what in wrong {
         state.violate(format!("{name}: {what}"));
     }
@@ -248,7 +250,9 @@ pub(super) fn removed(sim: &Sim, before: &Stored) {
 
 /// A conductor has answered a call, and lives.
 pub(super) fn answered(sim: &Sim, call: &Call, status: u16, body: &Value) {
-    if status >= 500 && !sim.lock().trouble {
+    // What was asked of the cluster before may come to nothing after.
+    let of_cluster = call.path == ferrite_proto::join::JOIN;
+    if status >= 500 && !of_cluster && !sim.lock().trouble {
         sim.violate(format!("{} is answered {status}: {body}", call.path));
     }
     if status != 200 || call.from.is_empty() {

@@ -8,10 +8,12 @@ use ferrite_proto::boot::CaPin;
 use tokio_util::sync::CancellationToken;
 
 use super::bmc::SimBmc;
+use super::cluster::SimApi;
 use super::state::Sim;
 use super::store::SimStore;
 use crate::api::{self, App};
 use crate::boots::Boots;
+use crate::cluster::Clusters;
 use crate::crash::{self, Moment, Work};
 use crate::hosts::Hosts;
 use crate::lifecycle::driver::Driver;
@@ -92,15 +94,18 @@ pub(super) async fn start(sim: &Arc<Sim>) {
         }
     };
     let bmcs = (Arc::clone(sim), dead.clone());
+    let clusters = Clusters::new(hosts.documents(), ferrite_proto::address::Policy::Others);
+    let clusters = Arc::new(clusters.simulated(Arc::new(SimApi::new(sim, &dead))));
+    if sim.joins() {
+        let (clusters, dead) = (Arc::clone(&clusters), dead.clone());
+        tokio::spawn(async move { dead.run_until_cancelled(clusters.sweep()).await });
+    }
     let world = Arc::new(World {
         hosts: Arc::clone(&hosts),
         limits: limits(),
         reach,
         iso_url: Box::new(|token| Some(format!("http://c/iso/{token}"))),
-        clusters: Arc::new(crate::cluster::Clusters::new(
-            hosts.documents(),
-            ferrite_proto::address::Policy::Others,
-        )),
+        clusters: Arc::clone(&clusters),
         connect: Box::new(move |spec, _| {
             Ok(Box::new(SimBmc::new(&bmcs.0, &bmcs.1, &spec.address)))
         }),

@@ -9,7 +9,9 @@
 mod agent;
 mod bmc;
 mod checks;
+mod cluster;
 mod conductor;
+mod kubelet;
 mod network;
 mod os;
 mod people;
@@ -86,6 +88,10 @@ async fn live(plan: Plan) -> Run {
     })));
     conductor::start(&sim).await;
     people::enrol_all(&sim).await;
+    if sim.joins() {
+        people::add_cluster(&sim).await;
+        tokio::spawn(cluster::watch_tokens(Arc::clone(&sim)));
+    }
     if !plan.calm {
         trouble(&sim).await;
     }
@@ -100,10 +106,13 @@ async fn live(plan: Plan) -> Run {
 
 /// The time in which everything goes wrong.
 async fn trouble(sim: &Arc<Sim>) {
-    let work = [
+    let mut work = vec![
         tokio::spawn(people::want(Arc::clone(sim))),
         tokio::spawn(people::accidents(Arc::clone(sim))),
     ];
+    if sim.joins() {
+        work.push(tokio::spawn(cluster::accidents(Arc::clone(sim))));
+    }
     let until = tokio::time::Instant::now() + TROUBLE;
     while tokio::time::Instant::now() < until && !sim.is_violated() {
         tokio::time::sleep(Duration::from_secs(5)).await;

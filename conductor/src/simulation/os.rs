@@ -7,6 +7,7 @@ use ferrite_proto::agent_api::{CHECK_IN, CheckIn, CloudInit, CloudInitStage, ENR
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::kubelet::Joiner;
 use super::network::{self, Call};
 use super::state::{self, LootKind, Running, Sim};
 use crate::{clock, token};
@@ -70,6 +71,17 @@ pub(super) fn enroll_body(sim: &Sim, name: &str, credential: &str, key: &str) ->
 
 async fn heartbeats(sim: &Arc<Sim>, name: &str, key: &str, started: Instant) {
     let boot_id = state::fresh();
+    sim.machine(name, |machine| machine.boot_id.clone_from(&boot_id));
+    let joiner = Joiner {
+        sim,
+        name,
+        key,
+        boot_id: &boot_id,
+    };
+    if sim.joins() {
+        joiner.register().await;
+    }
+    let mut ended = 0;
     let booted_at = clock::now();
     let ready = sim.between(Duration::from_secs(5), Duration::from_mins(2));
     let fails = sim.mishap(3);
@@ -82,7 +94,15 @@ async fn heartbeats(sim: &Arc<Sim>, name: &str, key: &str, started: Instant) {
         let report = check_in(&boot_id, booted_at, started, stage);
         let call = Call::post(name, CHECK_IN, key, json!(report));
         let pause = match network::call(sim, call).await {
-            Some((200, reply)) => reply["check_in_seconds"].as_u64().unwrap_or(60).max(10),
+            Some((200, reply)) => {
+                let order = reply["join"]["attempt"].as_u64();
+                if let Some(attempt) = order.filter(|attempt| *attempt > ended)
+                    && joiner.join(attempt).await
+                {
+                    ended = attempt;
+                }
+                reply["check_in_seconds"].as_u64().unwrap_or(60).max(10)
+            }
             Some((401 | 403, _)) => 300,
             Some(_) | None => 10,
         };

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use ferrite_proto::host::{HostState, Power};
 use ferrite_proto::operation::OperationKind;
+use ferrite_proto::problem::Code;
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::checks;
+use super::cluster;
 use super::conductor::{self, ADMIN};
 use super::network::{self, Call};
 use super::state::{self, Running, Sim};
@@ -40,6 +42,23 @@ pub(super) async fn enrol_all(sim: &Arc<Sim>) {
     let names: Vec<_> = sim.lock().machines.keys().cloned().collect();
     for name in names {
         enrol(sim, &name).await;
+    }
+}
+
+/// Adds the cluster that hosts join.
+pub(super) async fn add_cluster(sim: &Arc<Sim>) {
+    let body = json!({
+        "apiVersion": "ferrite/v1", "kind": "Cluster", "metadata": {"name": cluster::NAME},
+        "spec": {}, "secrets": {"kubeconfig": cluster::kubeconfig("admin")},
+    });
+    for _ in 0..1000 {
+        match ask(sim, "POST", "/v1/clusters", body.clone()).await {
+            Some((201 | 409, _)) => return sim.say("", "person", "adds the cluster"),
+            Some((status, reply)) if status < 500 => {
+                return sim.violate(format!("the cluster cannot be added: {status} {reply}"));
+            }
+            Some(_) | None => sim.pause(1_000, 5_000).await,
+        }
     }
 }
 
@@ -85,7 +104,7 @@ pub(super) async fn want(sim: Arc<Sim>) {
     }
 }
 
-fn any_machine(sim: &Sim) -> String {
+pub(super) fn any_machine(sim: &Sim) -> String {
     let names: Vec<_> = sim.lock().machines.keys().cloned().collect();
     let count = u64::try_from(names.len()).unwrap_or(1);
     let index = usize::try_from(sim.below(count)).unwrap_or(0);
@@ -114,10 +133,13 @@ pub(super) fn change_of_mind(sim: &Arc<Sim>, name: &str) {
 /// Sets an image; what was confirmed must be what is wanted.
 pub(super) async fn provision(sim: &Arc<Sim>, name: &str) {
     let url = format!("http://i/{}.raw", sim.below(3));
-    let body = json!({
+    let mut body = json!({
         "image": {"url": url, "format": "raw", "allow_unverified": true},
         "secrets": {"user_data": format!("#cloud-config {}", state::fresh())},
     });
+    if sim.joins() && sim.chance(80) {
+        body["join"] = json!({"cluster": cluster::NAME});
+    }
     sim.say(name, "person", format!("wants {url}"));
     let path = format!("/v1/hosts/{name}/provision");
     if let Some((200, _)) = ask(sim, "POST", &path, body).await {
@@ -344,6 +366,9 @@ async fn see_to(sim: &Arc<Sim>, name: &str) {
     let Some(stored) = stored(sim, name) else {
         return;
     };
+    if sim.joins() {
+        cluster::stranger_leaves(sim, name);
+    }
     let host = &stored.record.host;
     if host.spec.bmc.address != format!("redfish://{name}") {
         return set_bmc(sim, &stored, name).await;
@@ -362,11 +387,12 @@ async fn see_to(sim: &Arc<Sim>, name: &str) {
     }
     approve(sim, name).await;
     let off = sim.machine(name, |machine| machine.running == Running::Nothing);
-    if host.status.state == HostState::Provisioned && off {
+    let error = host.status.error.as_ref();
+    let is_missed = error.is_some_and(|error| error.problem.code == Code::JoinNotAsked);
+    if (host.status.state == HostState::Provisioned || is_missed) && off {
         sim.say(name, "person", "presses its button");
         return state::firmware(sim, name);
     }
-    let error = host.status.error.as_ref();
     if error.is_some_and(|error| error.retry_at.is_none()) {
         simply(sim, name, "retry").await;
     }
@@ -404,5 +430,5 @@ fn not_as_wanted(sim: &Sim, name: &str) -> Option<String> {
 /// cloud-init's errors stay to be seen.
 fn is_cloud_init(status: &ferrite_proto::host::HostStatus) -> bool {
     let error = status.error.as_ref();
-    error.is_some_and(|error| error.problem.code == ferrite_proto::problem::Code::CloudInit)
+    error.is_some_and(|error| error.problem.code == Code::CloudInit)
 }

@@ -12,6 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::cluster::Cluster;
 use super::conductor::Incarnation;
 use super::{Plan, Run};
 use crate::bmc::BootDevice;
@@ -52,6 +53,8 @@ pub(super) struct State {
     pub(super) killed: bool,
     /// When the clock last jumped.
     pub(super) jumped_at: Option<Instant>,
+    /// The cluster that hosts join.
+    pub(super) cluster: Cluster,
     /// What thieves have copied: whose, what, and when.
     pub(super) loot: Vec<Loot>,
     /// Machines that nobody gave us.
@@ -103,6 +106,8 @@ pub(super) struct Machine {
     pub(super) written: BTreeSet<u64>,
     /// The deployment whose OS came up, and the conductor knows.
     pub(super) up: Option<u64>,
+    /// The boot of the OS that runs, or ran last.
+    pub(super) boot_id: String,
     /// When a conductor last answered its agent well.
     pub(super) agent_heard: Option<Instant>,
     /// When its BMC last told or did something else than it should.
@@ -147,6 +152,8 @@ pub(super) struct Disk {
     pub(super) drive: Option<ConfigDrive>,
     /// The daemon's key.
     pub(super) key: Option<String>,
+    /// What its kubelet registers with: the Node's provider ID.
+    pub(super) kubelet: Option<String>,
 }
 
 /// What a config drive gives a host.
@@ -188,6 +195,7 @@ impl Sim {
             points: BTreeSet::new(),
             killed: false,
             jumped_at: None,
+            cluster: Cluster::default(),
             loot: Vec::new(),
             stranger: "00000000-0000-4000-8000-00000000ffff".to_owned(),
         };
@@ -200,6 +208,12 @@ impl Sim {
     /// The world, for a moment: nothing waits while it is held.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether hosts join a cluster in this run: in every third, so that the others stay as they
+    /// are.
+    pub(super) fn joins(&self) -> bool {
+        self.plan.seed.is_multiple_of(3)
     }
 
     /// A machine, for a moment.
@@ -256,6 +270,8 @@ impl Sim {
         let mut state = self.lock();
         state.trouble = false;
         state.slow_until = None;
+        state.cluster.down_until = None;
+        state.cluster.slow_until = None;
         for machine in state.machines.values_mut() {
             machine.cut_off_until = None;
             machine.tells_on_until = None;
@@ -301,6 +317,13 @@ impl State {
         self.violation.get_or_insert(what);
     }
 
+    /// Whether the conductor gave up on a host's BMC, or on its cluster, and said so.
+    pub(super) fn gave_up(&self, name: &str) -> bool {
+        let said = |event: &HostEvent| event.text.starts_with("let go ");
+        let events = self.events.get(name);
+        events.is_some_and(|all| all.iter().any(said))
+    }
+
     /// Whether the clock jumped lately.
     pub(super) fn jumped_lately(&self) -> bool {
         let lately = Duration::from_mins(5);
@@ -340,6 +363,7 @@ impl Machine {
             at_work: None,
             written: BTreeSet::new(),
             up: None,
+            boot_id: String::new(),
             agent_heard: None,
             bmc_lied: None,
             power_told: None,

@@ -37,6 +37,10 @@ pub struct Faults {
     pub signing: Signing,
     /// What becomes of a kubelet's request for a certificate.
     pub approval: Approval,
+    /// `cluster-info` is written anew before everybody who reads it.
+    pub is_restless: bool,
+    /// `cluster-info` names the CA of nobody, once it is written.
+    pub names_another_ca: bool,
     /// By how much the server's clock is wrong.
     pub clock: SignedDuration,
     /// `METHOD path` that nobody may, however they are known.
@@ -272,7 +276,10 @@ impl KubeApi {
 
     /// As Kamaji does: whole, without signatures until they are made anew.
     pub fn write_cluster_info(&self) {
-        let ca = BASE64_STANDARD.encode(self.ca());
+        let names_another = self.lock().faults.names_another_ca;
+        let another = names_another.then(|| Pki::new(&[]).ok()).flatten();
+        let ca = another.map_or_else(|| self.ca(), |another| another.ca_pem);
+        let ca = BASE64_STANDARD.encode(ca);
         let kubeconfig = format!(
             "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {ca}\n    \
              server: {}\n  name: \"\"\ncontexts: null\ncurrent-context: \"\"\nkind: Config\n\

@@ -5,7 +5,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value, json};
 
-use super::{Approval, State, signer};
+use super::{Approval, CLUSTER_INFO, State, signer};
 
 /// An answer: a status, and an object.
 pub(super) type Answer = (StatusCode, Value);
@@ -48,6 +48,15 @@ pub(super) fn store(state: &mut State, path: &str, mut object: Value) {
 
 /// `GET` of one object, or of a collection.
 pub(super) fn get(state: &mut State, path: &str, query: &str) -> Answer {
+    if path == CLUSTER_INFO && state.faults.is_restless {
+        state.version += 1;
+        let comment = format!("# {}\n", state.version);
+        if let Some(info) = state.objects.get_mut(path) {
+            let text = info["data"]["kubeconfig"].as_str().unwrap_or_default();
+            let text = text.split("# ").next().unwrap_or_default();
+            info["data"]["kubeconfig"] = json!(format!("{text}{comment}"));
+        }
+    }
     signer::sign(state);
     if let Some(object) = state.objects.get(path) {
         return (StatusCode::OK, object.clone());

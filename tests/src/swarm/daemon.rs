@@ -12,6 +12,7 @@ use ferrite_proto::join::{
 };
 use ferrite_proto::secret::Secret;
 use jiff::{SignedDuration, Timestamp};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Shared;
@@ -21,6 +22,10 @@ use super::machine::Machine;
 
 /// How long a call may take.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Between looks at kubeadm, as in the agent.
+const LOOK: Duration = Duration::from_millis(500);
+/// A check-in after so many.
+const CHECK_IN_LOOKS: u32 = 10;
 /// How long the cluster may take, as in the agent.
 const MINTING: Duration = Duration::from_mins(1);
 
@@ -116,9 +121,11 @@ impl Daemon<'_> {
         // cloud-init runs it once an instance.
         self.machine.change_disk(|disk| disk.kubeadm = None);
         self.machine.note(|deeds| deeds.joins += 1);
-        let machine = kubeadm::Machine {
-            uuid: self.machine.uuid.clone(),
+        let (lines, _nobody_reads) = mpsc::unbounded_channel();
+        let run = kubeadm::Run {
+            machine: self.machine,
             boot_id: self.boot_id.clone(),
+            lines,
         };
         let material = JoinMaterial {
             attempt: 0,
@@ -128,7 +135,7 @@ impl Daemon<'_> {
             deadline_seconds: 60,
         };
         for _ in 0..5 {
-            if kubeadm::join(&material, &machine).await.1 == JoinEnd::Succeeded {
+            if kubeadm::join(&material, &run).await == JoinEnd::Succeeded {
                 return;
             }
         }
@@ -149,19 +156,68 @@ impl Daemon<'_> {
         let key = Some(self.contact.key());
         let material: JoinMaterial = self.dial.call(JOIN, key, &request, MINTING).await?;
         self.machine.note(|deeds| deeds.joins += 1);
-        let machine = kubeadm::Machine {
-            uuid: self.machine.uuid.clone(),
+        let (lines, mut said) = mpsc::unbounded_channel();
+        let run = kubeadm::Run {
+            machine: self.machine,
             boot_id: self.boot_id.clone(),
-        };
-        let (lines, ended) = kubeadm::join(&material, &machine).await;
-        let report = JoinReport {
-            attempt: order.attempt,
             lines,
-            ended: Some(ended),
         };
+        let kubeadm = kubeadm::join(&material, &run);
+        tokio::pin!(kubeadm);
+        let mut report = JoinReport {
+            attempt: order.attempt,
+            ..JoinReport::default()
+        };
+        for look in 1_u32.. {
+            if report.ended.is_none() {
+                report.ended = tokio::time::timeout(LOOK, &mut kubeadm).await.ok();
+            } else {
+                tokio::time::sleep(LOOK).await;
+            }
+            while let Ok(line) = said.try_recv() {
+                report.lines.push(line);
+            }
+            let is_wanted = self.tell(&mut report).await;
+            let asks = look.is_multiple_of(CHECK_IN_LOOKS);
+            if !is_wanted || (asks && !self.is_to_join(order).await) {
+                break;
+            }
+            if report.ended.is_some() && report.lines.is_empty() {
+                break;
+            }
+        }
         self.joined = order.attempt;
-        let _: JoinReportReply = self.dial.call(JOIN_REPORT, key, &report, PATIENCE).await?;
         Ok(())
+    }
+
+    /// Passes on what is new; what the conductor did not take is told again. Whether to go on.
+    async fn tell(&mut self, report: &mut JoinReport) -> bool {
+        if report.lines.is_empty() && report.ended.is_none() {
+            return true;
+        }
+        let key = Some(self.contact.key());
+        let told = self.dial.call(JOIN_REPORT, key, report, PATIENCE).await;
+        match told {
+            Ok(JoinReportReply { stop }) => {
+                report.lines.clear();
+                !stop
+            }
+            Err(CallError::Status { status, .. }) => status >= 500,
+            Err(_) => {
+                // One more line than none: it is not at its end yet.
+                report.lines.push(String::new());
+                true
+            }
+        }
+    }
+
+    async fn is_to_join(&mut self, order: JoinOrder) -> bool {
+        let report = self.report();
+        let key = Some(self.contact.key());
+        let reply: Result<CheckInReply, CallError> =
+            self.dial.call(CHECK_IN, key, &report, PATIENCE).await;
+        // A conductor that does not answer has not called it off.
+        reply.map_or(true, |reply| reply.join == Some(order))
     }
 
     fn report(&self) -> CheckIn {

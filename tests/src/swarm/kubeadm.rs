@@ -2,7 +2,8 @@
 //! with the token's signature and the CA's pin, a certificate by request, a Node and a lease by
 //! that certificate. All of it over the wire; nothing is asked of the conductor.
 //!
-//! It says what kubeadm says (`-v=1`) when it fails, and gives up sooner.
+//! It says what kubeadm says (`-v=1`) while it tries and when it fails, and tries as long as the
+//! configuration has it.
 
 use std::time::Duration;
 
@@ -11,80 +12,179 @@ use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use ferrite_proto::join::{JoinEnd, JoinMaterial};
 use hmac::{Hmac, KeyInit, Mac};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rcgen::{CertificateParams, DnType, KeyPair};
 use reqwest::{Certificate, Client, Identity};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::machine::Machine;
 
 const CLUSTER_INFO: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
 const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
-/// How long each stage is tried; kubeadm takes minutes.
-const PATIENCE: Duration = Duration::from_secs(4);
-const PAUSE: Duration = Duration::from_millis(200);
+/// How long a request may take.
+const REQUEST: Duration = Duration::from_secs(10);
+/// How long the API may be away between discovery and the kubelet: kubeadm's `kubernetesAPICall`.
+const AWAY: Duration = Duration::from_mins(1);
+/// Between tries; kubeadm's are 5 s.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Certificates are back-dated by so much, and a clock may be behind by it.
+const BACKDATED: SignedDuration = SignedDuration::from_mins(5);
 
-/// Which machine it is, in which boot.
-#[derive(Debug, Clone)]
-pub(super) struct Machine {
-    pub(super) uuid: String,
+/// A run of it: which machine, in which boot, and where its lines go.
+#[derive(Debug)]
+pub(super) struct Run<'a> {
+    pub(super) machine: &'a Machine,
     pub(super) boot_id: String,
+    pub(super) lines: mpsc::UnboundedSender<String>,
 }
 
-/// Runs it to its end. The lines that it says, and how it ended.
-pub(super) async fn join(material: &JoinMaterial, machine: &Machine) -> (Vec<String>, JoinEnd) {
-    match try_to(material, machine).await {
-        Ok(()) => {
-            let lines = vec!["This node has joined the cluster:".to_owned()];
-            (lines, JoinEnd::Succeeded)
-        }
-        Err(error) => (
-            vec![format!("error: error execution phase preflight: {error:#}")],
-            JoinEnd::Failed { status: Some(1) },
-        ),
+impl Run<'_> {
+    fn say(&self, line: String) {
+        // Whoever stopped listening has stopped it.
+        drop(self.lines.send(line));
     }
 }
 
-async fn try_to(material: &JoinMaterial, machine: &Machine) -> Result<()> {
+/// Runs it to its end.
+pub(super) async fn join(material: &JoinMaterial, run: &Run<'_>) -> JoinEnd {
+    while run.machine.kubeadm_is_held() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    match try_to(material, run).await {
+        Ok(()) => {
+            run.say("This node has joined the cluster:".to_owned());
+            JoinEnd::Succeeded
+        }
+        Err(error) => {
+            run.say(format!("error: error execution phase preflight: {error:#}"));
+            JoinEnd::Failed { status: Some(1) }
+        }
+    }
+}
+
+async fn try_to(material: &JoinMaterial, run: &Run<'_>) -> Result<()> {
     let configuration: Value = serde_json::from_str(material.configuration.expose())?;
     let told = &configuration["discovery"]["bootstrapToken"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let token = text(&told["token"]);
     let server = format!("https://{}", text(&told["apiServerEndpoint"]));
-    let pins = &told["caCertHashes"];
-    let info = discover(&server, &token).await?;
-    let ca = trusted(&info, pins)?;
+    let timeouts = &configuration["timeouts"];
+    let discovery = Instant::now() + minutes(&timeouts["discovery"])?;
+    let info = discover(run, &server, &token, discovery).await?;
+    let ca = trusted(&info, &told["caCertHashes"])?;
     let bootstrap = client(&ca, None)?;
-    let again = get(&bootstrap, &format!("{server}{CLUSTER_INFO}"), None).await?;
-    ensure!(
-        again["data"]["kubeconfig"] == info["data"]["kubeconfig"],
-        "cluster-info differs"
-    );
+    verified(run, &bootstrap, &server, &info, discovery).await?;
+    run.say("[preflight] Reading configuration from the cluster...".to_owned());
     for name in ["kubeadm-config", "kubelet-config"] {
         let path = format!("{server}/api/v1/namespaces/kube-system/configmaps/{name}");
-        let found = get(&bootstrap, &path, Some(&token)).await;
+        let found = insist(&bootstrap, &path, &token).await;
         found.with_context(|| format!("unable to fetch the {name} ConfigMap"))?;
     }
     let node = &configuration["nodeRegistration"];
     let name = text(&node["name"]);
-    let identity = certificate(&bootstrap, &server, &token, &name).await?;
+    is_free(&bootstrap, &server, &token, &name).await?;
+    let bootstrap_ends = Instant::now() + minutes(&timeouts["tlsBootstrap"])?;
+    let identity = certificate(&bootstrap, &server, &token, &name, bootstrap_ends).await?;
     let kubelet = client(&ca, Some(identity))?;
     let provider_id = text(&node["kubeletExtraArgs"][0]["value"]);
-    register(
-        &kubelet,
-        &server,
-        &name,
-        &provider_id,
-        &node["taints"],
-        machine,
+    register(&kubelet, &server, &name, &provider_id, &node["taints"], run).await
+}
+
+/// Reads `2m0s`.
+fn minutes(value: &Value) -> Result<Duration> {
+    let text = value.as_str().context("a time limit is missing")?;
+    let span: jiff::Span = text.parse().with_context(|| format!("reading {text:?}"))?;
+    Ok(SignedDuration::try_from(span)?.try_into()?)
+}
+
+/// `cluster-info` once more, from a server that is vouched for: it must be the same.
+async fn verified(
+    run: &Run<'_>,
+    client: &Client,
+    server: &str,
+    info: &Value,
+    deadline: Instant,
+) -> Result<()> {
+    loop {
+        let wrong_by = run.machine.clock_is_wrong_by();
+        let again = if wrong_by.abs() > BACKDATED {
+            let now = Timestamp::now() + wrong_by;
+            Err(anyhow::anyhow!(
+                "Get \"{server}{CLUSTER_INFO}?timeout=10s\": tls: failed to verify certificate: \
+                 x509: certificate has expired or is not yet valid: current time {now}"
+            ))
+        } else {
+            get(client, &format!("{server}{CLUSTER_INFO}"), None).await
+        };
+        match again {
+            Ok(again) => {
+                ensure!(
+                    again["data"]["kubeconfig"] == info["data"]["kubeconfig"],
+                    "couldn't validate the identity of the API Server: the second kubeconfig from \
+                     the cluster-info ConfigMap (using validated TLS) was different from the first"
+                );
+                return Ok(());
+            }
+            Err(error) if Instant::now() > deadline => {
+                bail!("couldn't validate the identity of the API Server: {error:#}")
+            }
+            Err(error) => run.say(format!(
+                "I1121 00:00:00.000000 1 token.go:230] [discovery] Failed to request \
+                 cluster-info, will try again: {error:#}"
+            )),
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// What a token may read; asked again while nobody answers.
+async fn insist(client: &Client, url: &str, token: &str) -> Result<Value> {
+    let deadline = Instant::now() + AWAY;
+    loop {
+        match get(client, url, Some(token)).await {
+            Err(error) if is_away(&error) && Instant::now() < deadline => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// No answer, rather than a refusal.
+fn is_away(error: &anyhow::Error) -> bool {
+    error.is::<reqwest::Error>() || error.to_string() == "no message"
+}
+
+/// A Node of that name that is ready is somebody else's.
+async fn is_free(client: &Client, server: &str, token: &str, name: &str) -> Result<()> {
+    let Ok(node) = get(
+        client,
+        &format!("{server}/api/v1/nodes/{name}"),
+        Some(token),
     )
     .await
+    else {
+        return Ok(());
+    };
+    let conditions = node["status"]["conditions"].as_array();
+    let is_ready =
+        |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
+    ensure!(
+        !conditions.is_some_and(|all| all.iter().any(is_ready)),
+        "a Node with name {name:?} and status \"Ready\" already exists in the cluster. You must \
+         delete the existing Node or change the name of this new joining Node"
+    );
+    Ok(())
 }
 
 fn client(ca: &Certificate, identity: Option<Identity>) -> Result<Client> {
     let mut builder = Client::builder()
         .tls_certs_only([ca.clone()])
-        .timeout(PATIENCE);
+        .timeout(REQUEST);
     if let Some(identity) = identity {
         builder = builder.identity(identity);
     }
@@ -118,40 +218,47 @@ async fn post(client: &Client, url: &str, token: Option<&str>, body: &Value) -> 
 }
 
 /// `cluster-info` of a server that nobody vouches for yet, once it is signed with the token.
-async fn discover(server: &str, token: &str) -> Result<Value> {
+async fn discover(run: &Run<'_>, server: &str, token: &str, deadline: Instant) -> Result<Value> {
     let anybody = Client::builder()
         .tls_danger_accept_invalid_certs(true)
-        .timeout(PATIENCE)
+        .timeout(REQUEST)
         .build()?;
     let (id, secret) = token.split_once('.').context("no token")?;
-    let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         let found = get(&anybody, &format!("{server}{CLUSTER_INFO}"), None).await;
         let signature = found
             .as_ref()
             .ok()
             .and_then(|info| info["data"][format!("jws-kubeconfig-{id}")].as_str());
-        match (&found, signature) {
-            (Ok(info), Some(signature)) => {
-                let kubeconfig = info["data"]["kubeconfig"].as_str().unwrap_or_default();
-                let vouched = signed(id, secret, kubeconfig) == signature;
-                ensure!(
-                    vouched,
-                    "couldn't validate the identity of the API Server: failed to verify JWS \
-                     signature of received cluster info object, can't trust this API Server"
-                );
-                return found;
-            }
-            _ if tokio::time::Instant::now() < deadline => tokio::time::sleep(PAUSE).await,
-            (Ok(_), None) => bail!(
+        if let (Ok(info), Some(signature)) = (&found, signature) {
+            let kubeconfig = info["data"]["kubeconfig"].as_str().unwrap_or_default();
+            ensure!(
+                signed(id, secret, kubeconfig) == signature,
+                "couldn't validate the identity of the API Server: failed to verify JWS signature \
+                 of received cluster info object, can't trust this API Server"
+            );
+            return found;
+        }
+        let late = Instant::now() > deadline;
+        match found {
+            Ok(_) if late => bail!(
                 "couldn't validate the identity of the API Server: could not find a JWS signature \
                  in the cluster-info ConfigMap for token ID {id:?}"
             ),
-            (Err(error), _) => bail!(
+            Err(error) if late => bail!(
                 "couldn't validate the identity of the API Server: failed to request the \
                  cluster-info ConfigMap: {error:#}: connection refused"
             ),
+            Ok(_) => run.say(format!(
+                "I1121 00:00:00.000000 1 token.go:120] [discovery] The cluster-info ConfigMap does \
+                 not yet contain a JWS signature for token ID {id:?}, will try again"
+            )),
+            Err(error) => run.say(format!(
+                "I1121 00:00:00.000000 1 token.go:230] [discovery] Failed to request \
+                 cluster-info, will try again: {error:#}: connection refused"
+            )),
         }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
@@ -189,7 +296,13 @@ fn trusted(info: &Value, pins: &Value) -> Result<Certificate> {
 }
 
 /// The kubelet's certificate, once somebody has approved and signed it.
-async fn certificate(client: &Client, server: &str, token: &str, node: &str) -> Result<Identity> {
+async fn certificate(
+    client: &Client,
+    server: &str,
+    token: &str,
+    node: &str,
+    deadline: Instant,
+) -> Result<Identity> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::new(Vec::new())?;
     let subject = &mut params.distinguished_name;
@@ -206,17 +319,22 @@ async fn certificate(client: &Client, server: &str, token: &str, node: &str) -> 
             "usages": ["digital signature", "client auth"],
         },
     });
-    post(client, &format!("{server}{CSRS}"), Some(token), &csr).await?;
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let mut is_made = false;
     loop {
-        let seen = get(client, &format!("{server}{CSRS}/{name}"), Some(token)).await?;
-        if let Some(issued) = seen["status"]["certificate"].as_str() {
+        if !is_made {
+            let made = post(client, &format!("{server}{CSRS}"), Some(token), &csr).await;
+            is_made = made.is_ok();
+        }
+        let seen = get(client, &format!("{server}{CSRS}/{name}"), Some(token)).await;
+        let issued = seen.as_ref().ok();
+        let issued = issued.and_then(|seen| seen["status"]["certificate"].as_str());
+        if let Some(issued) = issued {
             let mut pem = BASE64_STANDARD.decode(issued)?;
             pem.extend_from_slice(key.serialize_pem().as_bytes());
             return Ok(Identity::from_pem(&pem)?);
         }
         ensure!(
-            tokio::time::Instant::now() < deadline,
+            Instant::now() < deadline,
             "failed while waiting for TLS bootstrap: context deadline exceeded"
         );
         tokio::time::sleep(PAUSE).await;
@@ -230,7 +348,7 @@ async fn register(
     name: &str,
     provider_id: &str,
     taints: &Value,
-    machine: &Machine,
+    run: &Run<'_>,
 ) -> Result<()> {
     let now = Timestamp::now().to_string();
     let node = json!({
@@ -239,8 +357,8 @@ async fn register(
         "spec": {"providerID": provider_id, "taints": taints},
         "status": {
             "nodeInfo": {
-                "systemUUID": machine.uuid,
-                "bootID": machine.boot_id,
+                "systemUUID": run.machine.uuid,
+                "bootID": run.boot_id,
                 "kubeletVersion": "v1.34.1",
             },
             "conditions": [{

@@ -59,6 +59,7 @@ struct Inside {
     deeds: Deeds,
     daemon_key: Option<Secret<String>>,
     clock: SignedDuration,
+    holds_kubeadm: bool,
     findings: Vec<HostFinding>,
 }
 
@@ -259,6 +260,20 @@ impl Machine {
 
     pub(super) fn clock_is_wrong_by(&self) -> SignedDuration {
         self.inside().clock
+    }
+
+    /// What its host daemon says who it is with, for whoever has taken it off the disk.
+    pub fn stolen_daemon_key(&self) -> Option<Secret<String>> {
+        self.daemon_key()
+    }
+
+    /// Has its kubeadm do nothing yet, whatever it was given.
+    pub fn hold_kubeadm(&self, held: bool) {
+        self.inside().holds_kubeadm = held;
+    }
+
+    pub(super) fn kubeadm_is_held(&self) -> bool {
+        self.inside().holds_kubeadm
     }
 
     /// What its OS lacks to join a cluster.

@@ -9,7 +9,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use ferrite_tests::kube_api::KubeApi;
 use ferrite_tests::swarm::{Deeds, Machine, Served, Settings, Swarm, ferrite};
+use reqwest::Method;
+use serde_json::json;
 
 use crate::hook::Hook;
 use crate::person::{PATIENCE, Person};
@@ -21,7 +24,8 @@ const LOOK: Duration = Duration::from_millis(5);
 const GRACE: Duration = Duration::from_millis(400);
 
 /// Short limits: whatever is waited for is waited for in vain in some round.
-const CONFIG: &str = "[lifecycle]\nboot_seconds = 8\npower_seconds = 10\nstep_seconds = 60\n\
+const CONFIG: &str = "clusters = {allow_loopback = true}\n[lifecycle]\nboot_seconds = 8\n\
+    power_seconds = 10\nstep_seconds = 60\n\
     daemon_seconds = 60\nagent_silence_seconds = 4\npoll_seconds = 2\n\
     daemon_silence_seconds = 20\ncheck_in_seconds = 5\npower_interval_seconds = 3\n\
     retry_first_seconds = 1\nretry_max_seconds = 2\n[log]\nfilter = \"debug,sqlx=warn\"\n";
@@ -30,6 +34,8 @@ const CONFIG: &str = "[lifecycle]\nboot_seconds = 8\npower_seconds = 10\nstep_se
 pub(crate) struct Lane {
     pub(crate) swarm: Swarm,
     pub(crate) person: Person,
+    /// Where hosts join.
+    pub(crate) api: KubeApi,
     served: Served,
     hook: Hook,
     dir: tempfile::TempDir,
@@ -73,6 +79,7 @@ impl Lane {
         let swarm = Swarm::start(Settings::of(&served, 3)).await?;
         let mut lane = Self {
             person: Person::new(served.operator()?),
+            api: KubeApi::start().await?,
             swarm,
             served,
             hook,
@@ -80,6 +87,7 @@ impl Lane {
             died: Mutex::default(),
             bystanders: Vec::new(),
         };
+        lane.add_cluster().await?;
         let [_, available, provisioned] = lane.swarm.machines() else {
             bail!("three machines were asked for");
         };
@@ -88,6 +96,19 @@ impl Lane {
         Stage::Provision.run(&lane, provisioned).await?;
         lane.bystanders = lane.bystanders();
         Ok(lane)
+    }
+
+    async fn add_cluster(&self) -> Result<()> {
+        let cluster = json!({
+            "apiVersion": "ferrite/v1", "kind": "Cluster", "metadata": {"name": "kills"},
+            "spec": {}, "secrets": {"kubeconfig": self.api.kubeconfig()},
+        });
+        let (status, told) = self
+            .person
+            .insist(Method::POST, "/v1/clusters", Some(&cluster))
+            .await?;
+        ensure!(status.is_success(), "/v1/clusters: {status}: {told}");
+        Ok(())
     }
 
     /// What machines did of which nothing is wanted.

@@ -1,10 +1,11 @@
 //! The workflows, each from one rest of a host to the next, as a person goes through them. They
 //! know nothing of conductors that die: whoever asks does so until it is taken.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ferrite_proto::host::{Host, HostState};
+use ferrite_proto::join::JoinPhase;
 use ferrite_proto::problem::Code;
 use ferrite_tests::swarm::{Deeds, Machine, PASSWORD, USER};
 use reqwest::Method;
@@ -44,11 +45,13 @@ pub(crate) enum Stage {
     Service,
     Rescue,
     Office,
+    Join,
+    JoinByCloudInit,
     Delete,
 }
 
 impl Stage {
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::Enrol,
         Self::Provision,
         Self::Deprovision,
@@ -61,6 +64,8 @@ impl Stage {
         Self::Service,
         Self::Rescue,
         Self::Office,
+        Self::Join,
+        Self::JoinByCloudInit,
         Self::TakeOver,
         Self::Approve,
         Self::Abort,
@@ -81,6 +86,8 @@ impl Stage {
             | Self::Outage
             | Self::Clean
             | Self::LoseAgent
+            | Self::Join
+            | Self::JoinByCloudInit
             | Self::Delete => Rest::Available,
             Self::Reprovision | Self::Deprovision | Self::Service | Self::Rescue | Self::Office => {
                 Rest::Provisioned
@@ -95,6 +102,8 @@ impl Stage {
             | Self::TakeOver
             | Self::Deprovision
             | Self::Clean
+            | Self::Join
+            | Self::JoinByCloudInit
             | Self::LoseAgent => Rest::Available,
             Self::Provision
             | Self::Approve
@@ -118,7 +127,7 @@ impl Stage {
             Self::Provision | Self::Approve | Self::Mend => [0, 1, 1, 1, 1],
             // The first write is cut off.
             Self::Abort | Self::Outage => [0, 2, 1, 1, 1],
-            Self::Reprovision => [1, 1, 1, 1, 1],
+            Self::Reprovision | Self::Join | Self::JoinByCloudInit => [1, 1, 1, 1, 1],
             Self::LoseAgent | Self::Service | Self::Rescue | Self::Office | Self::Delete => [0; 5],
         }
     }
@@ -148,6 +157,8 @@ impl Stage {
             }
             Self::Rescue => rescue(lane, machine).await?,
             Self::Office => office::visit(lane).await?,
+            Self::Join => join(lane, machine, "daemon").await?,
+            Self::JoinByCloudInit => join(lane, machine, "cloud-init").await?,
             Self::Delete => delete(lane, machine).await?,
         }
         self.settled(lane, machine).await
@@ -254,6 +265,44 @@ async fn provision(lane: &Lane, machine: &Machine) -> Result<()> {
         "digest": format!("sha256:{}", image.to_string().repeat(64)),
     }});
     ask(lane, machine, "provision", &body).await
+}
+
+/// Into the cluster and out of it: one Node, and no token after a minute.
+async fn join(lane: &Lane, machine: &Machine, by: &str) -> Result<()> {
+    const TOKENS: &str = "/api/v1/namespaces/kube-system/secrets/bootstrap-token-";
+    const NODES: &str = "/api/v1/nodes/";
+    let name = machine.name.as_str();
+    let body = json!({
+        "image": {
+            "url": "http://192.0.2.1/images/j.raw",
+            "digest": format!("sha256:{}", "c".repeat(64)),
+        },
+        "join": {"cluster": "kills", "by": by},
+    });
+    ask(lane, machine, "provision", &body).await?;
+    let joined = |host: &Host| {
+        let join = host.status.join.as_ref();
+        let joined = join.is_some_and(|join| join.phase == JoinPhase::Joined);
+        joined && host.status.state == HostState::Provisioned
+    };
+    lane.person.until(name, "a worker", joined).await?;
+    let nodes = lane.api.paths(NODES);
+    ensure!(nodes == [format!("{NODES}{name}")], "Nodes: {nodes:?}");
+    let since = Instant::now();
+    while !lane.api.paths(TOKENS).is_empty() {
+        ensure!(since.elapsed() < Duration::from_mins(1), "a token stays");
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    ask(lane, machine, "deprovision", &Value::Null).await?;
+    lane.person
+        .until(name, "no worker", |host| {
+            host.status.state == HostState::Available && host.status.join.is_none()
+        })
+        .await?;
+    let nodes = lane.api.paths(NODES);
+    ensure!(nodes.is_empty(), "it has left, and there are {nodes:?}");
+    // What is wanted next is no worker.
+    patch(lane, machine, json!({"join": null})).await
 }
 
 /// A person lets the destructive step go.
