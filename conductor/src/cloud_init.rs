@@ -57,13 +57,14 @@ copied=$?
 umount $drive
 [ $copied = 0 ] || exit 1
 for try in 1 2 3 4 5; do
-\tkubeadm join --config /run/ferrite-join.yaml && break
+\tkubeadm join --config /run/ferrite-join.yaml
 \tstatus=$?
+\t[ $status = 0 ] && break
 \tkubeadm reset --force
 \tsleep 10
 done
 rm -f /run/ferrite-join.yaml
-exit ${status:-0}
+exit $status
 ";
 
 /// Why a config drive cannot be made of what was given.
