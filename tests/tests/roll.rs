@@ -164,13 +164,13 @@ impl Site {
             .collect()
     }
 
-    /// Each machine was wiped and written once for its first image and once for the second, with
-    /// one more firmware boot, and is the worker that it was.
+    /// Each machine was wiped and written once for its first image and once for the second, and
+    /// is the worker that it was.
     async fn is_rolled_once(&self) {
         for machine in self.swarm.machines() {
             let deeds = machine.deeds();
-            let did = [deeds.erased, deeds.images_written, deeds.firmware_boots];
-            assert_eq!(did, [2, 2, 2], "{}: {deeds:?}", machine.name);
+            let did = [deeds.erased, deeds.images_written];
+            assert_eq!(did, [2, 2], "{}: {deeds:?}", machine.name);
             let host = self
                 .operator
                 .host(&machine.name)
@@ -193,8 +193,11 @@ impl Site {
 }
 
 async fn alone(dir: &Path) -> Served {
+    // A conductor that is killed between a reset and its note resets once more, and the firmware
+    // has forgotten by then what to boot: that host is tried again after this time.
+    let extra = format!("{EXTRA}\n[lifecycle]\nboot_seconds = 20\n");
     let binary = ferrite().expect("`make build` makes it");
-    Served::start(&binary, dir, EXTRA)
+    Served::start(&binary, dir, &extra)
         .await
         .expect("the site works")
 }
@@ -250,6 +253,9 @@ async fn hosts_are_rolled_two_at_a_time_after_a_canary() {
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
     assert_eq!(most, 2, "two at a time");
+    let boots = site.swarm.machines().iter();
+    let boots: Vec<_> = boots.map(|one| one.deeds().firmware_boots).collect();
+    assert_eq!(boots, [2; 5], "one for the roll");
     site.is_rolled_once().await;
     let ended = child.wait_with_output().await.unwrap();
     let said = String::from_utf8_lossy(&ended.stdout);
