@@ -393,8 +393,8 @@ fn too_late(status: &JoinStatus, proof: &Proof, by: JoinBy) -> Problem {
         let advice = match by {
             JoinBy::Daemon => proof.advice,
             JoinBy::CloudInit => {
-                "/var/log/cloud-init-output.log on the host has kubeadm's words; its token is gone: \
-                 `ferrite host provision` deploys it anew with another"
+                "/var/log/cloud-init-output.log on the host has kubeadm's words; its token is \
+                 gone: `ferrite host provision` deploys it anew with another"
             }
             JoinBy::UserData => {
                 "/var/log/cloud-init-output.log on the host tells how the data that was given \
