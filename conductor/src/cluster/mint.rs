@@ -156,19 +156,27 @@ impl Clusters {
         Ok(info.data[format!("jws-kubeconfig-{token_id}")].is_string())
     }
 
+    /// Writes down that nobody needs a token any more: from now on the sweep removes it, however long
+    /// its cluster does not answer.
+    pub(crate) async fn spend(&self, cluster: &str, token_id: &str) -> Result<(), Problem> {
+        let name = document_name(cluster, token_id);
+        let Some(noted) = self.documents.get(MINTED, &name) else {
+            return Ok(());
+        };
+        let mut due = noted.as_ref().clone();
+        due.body["revoke_after"] = json!(clock::now());
+        let expect = Expect::Revision(noted.revision);
+        let put = self.documents.put(due, expect, Vec::new());
+        put.await.map(drop)
+    }
+
     /// Removes a token. When the cluster does not answer it is removed later, and this is an error
     /// only for whoever wants to know.
     pub(crate) async fn revoke(&self, cluster: &str, token_id: &str) -> Result<(), Problem> {
-        let name = document_name(cluster, token_id);
-        if let Some(noted) = self.documents.get(MINTED, &name) {
-            let mut due = noted.as_ref().clone();
-            due.body["revoke_after"] = json!(clock::now());
-            let expect = Expect::Revision(noted.revision);
-            match self.documents.put(due, expect, Vec::new()).await {
-                // Somebody else is at it.
-                Err(problem) if problem.code == Code::Conflict => {}
-                put => drop(put?),
-            }
+        match self.spend(cluster, token_id).await {
+            // Somebody else is at it.
+            Err(problem) if problem.code == Code::Conflict => {}
+            spent => spent?,
         }
         self.strike(cluster, token_id).await
     }

@@ -37,6 +37,10 @@ pub(super) async fn act(world: &World, stored: &Stored, action: JoinAction) -> R
     let work = Work::doing(Action::Join(action));
     let limits = &world.limits;
     crash::passing(work, Moment::Before);
+    if action == JoinAction::Revoke {
+        // Until this is written nothing else removes the token before its time is over.
+        spend(&world.clusters, record).await?;
+    }
     let effect = effect(&world.clusters, record, action, limits).await;
     crash::passing(work, Moment::Acted);
     let noted = world
@@ -225,6 +229,15 @@ fn taint(taint: &ferrite_proto::join::NodeTaint) -> Taint {
         key: taint.key.clone(),
         value: taint.value.clone(),
         effect: taint.effect.as_str().to_owned(),
+    }
+}
+
+async fn spend(clusters: &Clusters, record: &Record) -> Result<(), Problem> {
+    let (joining, status) = (&record.run.joining, &record.host.status.join);
+    let token = joining.as_ref().and_then(|joining| joining.token.as_ref());
+    match (token, status) {
+        (Some(token), Some(status)) => clusters.spend(&status.cluster, token).await,
+        _ => Ok(()),
     }
 }
 
