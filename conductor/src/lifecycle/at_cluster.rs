@@ -8,10 +8,12 @@ use super::StepName;
 use super::change::Change;
 use super::execute::World;
 use super::joining::{
-    Csr, Draining, JOINING, JoinAction, JoinFiles, Joining, Look, SeenNode, provider_id,
+    Csr, Draining, JOINING, JoinAction, JoinFiles, Joining, Look, PROVIDER, SeenNode, provider_id,
 };
 use super::plan::Action;
+use super::proofs::FRESH_LEASE;
 use super::record::{Limits, Record};
+use crate::clock;
 use crate::cluster::{AskedBy, Clusters, CsrState, HostRun, Node, Taint};
 use crate::crash::{self, Moment, Work};
 use crate::guard::{self, Guard};
@@ -271,6 +273,18 @@ async fn drain(clusters: &Clusters, cluster: &str, node: &str) -> Result<Drainin
     Ok(Draining::Left(named.collect()))
 }
 
+/// Whether this machine left the Node when it was enrolled before, under another uid: the Node has
+/// its UUID, and nothing keeps it alive.
+fn was_left_before(node: &Node, record: &Record) -> bool {
+    let uuid = record.run.system_uuid.as_ref();
+    let same = uuid.is_some_and(|uuid| uuid.eq_ignore_ascii_case(&node.system_uuid));
+    let enrolled = node.provider_id.as_ref();
+    let enrolled = enrolled.is_some_and(|id| id.starts_with(PROVIDER));
+    let renewed = node.lease_renewed;
+    let alive = renewed.is_some_and(|at| at + FRESH_LEASE > clock::now());
+    same && enrolled && !alive
+}
+
 /// Removes the host's Node. One that is another machine's stays.
 async fn delete(
     clusters: &Clusters,
@@ -289,7 +303,7 @@ async fn delete(
     let is_ours = node.provider_id.as_ref() == Some(&ours);
     let known = record.run.joining.as_ref();
     let known = known.and_then(|joining| joining.node_uid.as_ref());
-    let is_its = is_ours || known == Some(&node.uid);
+    let is_its = is_ours || known == Some(&node.uid) || was_left_before(&node, record);
     if !guard::holds(Guard::NodeOfAnotherStays, is_its) {
         let who = node.provider_id.as_deref().unwrap_or("none");
         return Err(Problem::new(

@@ -182,9 +182,12 @@ pub(crate) enum Draining {
     Left(Vec<String>),
 }
 
+/// How the provider IDs of all our hosts begin.
+pub(super) const PROVIDER: &str = "ferrite://";
+
 /// What a host is called in a cluster's eyes, whatever its Node's name.
 pub(crate) fn provider_id(record: &Record) -> String {
-    format!("ferrite://{}", record.host.uid)
+    format!("{PROVIDER}{}", record.host.uid)
 }
 
 impl Record {

@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// new ones only.
 const APPROVAL: Duration = Duration::from_secs(75);
 /// A lease that was renewed longer ago is not fresh.
-const FRESH_LEASE: Duration = Duration::from_mins(1);
+pub(super) const FRESH_LEASE: Duration = Duration::from_mins(1);
 
 impl Change {
     /// The cluster was looked at.

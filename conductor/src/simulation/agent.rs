@@ -290,9 +290,12 @@ impl Agent {
     /// What a step that ends well leaves.
     fn effect(&self, step: &Step) -> Outcome {
         match step {
-            Step::Inspect => Outcome::Inspected {
-                inventory: Box::<Inventory>::default(),
-            },
+            Step::Inspect => {
+                let mut inventory = Box::<Inventory>::default();
+                let uuid = self.sim.machine(&self.name, |machine| machine.uuid.clone());
+                inventory.system.uuid = Some(uuid);
+                Outcome::Inspected { inventory }
+            }
             Step::Erase { .. } => {
                 self.sim
                     .machine(&self.name, |machine| machine.disk = Disk::default());
