@@ -48,8 +48,8 @@ impl Joiner<'_> {
             "attempt": attempt, "boot_id": self.boot_id, "system_uuid": uuid,
             "clock": clock::now(), "kubeadm": "v1.34.1", "kubelet": "v1.34.1",
         });
-        let call = Call::post(self.name, JOIN, self.key, request);
-        let Some((200, material)) = network::call(sim, call).await else {
+        let ask = || Call::post(self.name, JOIN, self.key, request.clone());
+        let Some((200, material)) = network::call(sim, ask()).await else {
             return false;
         };
         sim.say(self.name, "kubeadm", format!("joins, attempt {attempt}"));
@@ -71,6 +71,11 @@ impl Joiner<'_> {
                 Some((status, _)) if status < 500 => break,
                 Some(_) | None => sim.pause(1_000, 3_000).await,
             }
+        }
+        if sim.mishap(20) {
+            // What was asked before is asked again, long after.
+            sim.pause(1_000, 30_000).await;
+            network::call(sim, ask()).await;
         }
         true
     }
