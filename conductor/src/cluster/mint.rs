@@ -156,8 +156,8 @@ impl Clusters {
         Ok(info.data[format!("jws-kubeconfig-{token_id}")].is_string())
     }
 
-    /// Writes down that nobody needs a token any more: from now on the sweep removes it, however long
-    /// its cluster does not answer.
+    /// Writes down that nobody needs a token any more: from now on the sweep removes it, however
+    /// long its cluster does not answer.
     pub(crate) async fn spend(&self, cluster: &str, token_id: &str) -> Result<(), Problem> {
         let name = document_name(cluster, token_id);
         let Some(noted) = self.documents.get(MINTED, &name) else {
