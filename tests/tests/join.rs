@@ -202,6 +202,18 @@ fn secret_of(api: &KubeApi) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+/// The secret half of the token, as soon as there is one.
+async fn secret_once_made(api: &KubeApi) -> String {
+    let began = Instant::now();
+    loop {
+        if let Some(secret) = secret_of(api) {
+            return secret;
+        }
+        assert!(began.elapsed() < PATIENCE, "no token was made");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_becomes_a_node_and_leaves_in_order() {
     let site = Site::start(1).await;
@@ -216,14 +228,7 @@ async fn a_host_becomes_a_node_and_leaves_in_order() {
         "node_taints": [{"key": "gpu", "value": "yes", "effect": "NoSchedule"}],
     });
     site.provision(machine, &join).await;
-    let began = Instant::now();
-    let secret = loop {
-        if let Some(secret) = secret_of(&api) {
-            break secret;
-        }
-        assert!(began.elapsed() < PATIENCE, "no token was made");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
+    let secret = secret_once_made(&api).await;
     api.set(|faults| faults.approval = Approval::Prompt);
     site.comes_to(machine, HostState::Provisioned).await;
     let path = format!("/api/v1/nodes/{}", machine.name);
@@ -274,14 +279,7 @@ async fn by_cloud_init_a_host_joins_with_a_token_that_is_gone_once_its_node_is_t
     api.set(|faults| faults.approval = Approval::Pending);
     let join = json!({"cluster": "prod", "by": "cloud-init", "node_labels": {"rack": "r1"}});
     site.provision(machine, &join).await;
-    let began = Instant::now();
-    let secret = loop {
-        if let Some(secret) = secret_of(&api) {
-            break secret;
-        }
-        assert!(began.elapsed() < PATIENCE, "no token was made");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
+    let secret = secret_once_made(&api).await;
     api.set(|faults| faults.approval = Approval::Prompt);
     site.comes_to(machine, HostState::Provisioned).await;
     let node = api.object(&format!("/api/v1/nodes/{}", machine.name));

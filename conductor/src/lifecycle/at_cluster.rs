@@ -321,3 +321,50 @@ async fn delete(
     }
     clusters.delete_node(cluster, name, Some(&node.uid)).await
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use jiff::SignedDuration;
+
+    use super::super::bench::{Bench, spec};
+    use super::*;
+
+    fn dead() -> Node {
+        Node {
+            name: "n".to_owned(),
+            uid: "1".to_owned(),
+            created: None,
+            provider_id: Some("ferrite://an-earlier-uid".to_owned()),
+            system_uuid: "uuid-1".to_owned(),
+            boot_id: String::new(),
+            kubelet_version: String::new(),
+            ready: None,
+            lease_renewed: Some(clock::now() - SignedDuration::from_mins(2)),
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            unschedulable: false,
+        }
+    }
+
+    #[test]
+    fn only_a_dead_node_of_this_machine_was_left_before() {
+        let mut record = Bench::available(spec()).record;
+        record.run.system_uuid = Some("UUID-1".to_owned());
+        assert!(was_left_before(&dead(), &record));
+        let others: [fn(&mut Node); 4] = [
+            |node| node.lease_renewed = Some(clock::now()),
+            |node| node.system_uuid = "uuid-2".to_owned(),
+            |node| node.provider_id = Some("metal3://an-earlier-uid".to_owned()),
+            |node| node.provider_id = None,
+        ];
+        for change in others {
+            let mut node = dead();
+            change(&mut node);
+            assert!(!was_left_before(&node, &record), "{node:?}");
+        }
+        record.run.system_uuid = None;
+        assert!(!was_left_before(&dead(), &record));
+    }
+}
